@@ -1,0 +1,115 @@
+"""The one currency: a denoiser maps (x_t, t, labels) to E[x_0 | x_t].
+
+Solvers, guidance, caches and distillation meet only here. Only `Network` knows what the network predicts.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from methods.core.parameterization import Parameterization
+from methods.core.process import Process, angle, like
+
+Labels = Int[Tensor, "b"] | None
+NULL = -1
+"""The label that says "no condition"."""
+
+
+class Denoiser(ABC):
+    """E[x_0 | x_t] under `process`. Calls may carry memory of the trajectory; `reset` forgets it."""
+
+    process: Process
+
+    @abstractmethod
+    def __call__(self, x_t: Float[Tensor, "b *s"], t: Tensor, labels: Labels = None) -> Float[Tensor, "b *s"]:
+        """Estimate x_0; t is [] or [b], labels [b] (NULL for none) or None."""
+
+    def reset(self) -> None:  # noqa: B027 - most denoisers remember nothing
+        """Forget the previous trajectory."""
+
+
+class Network(Denoiser):
+    """A network together with what it predicts. `rows` counts evaluated samples, `calls` sequential evaluations."""
+
+    def __init__(
+        self, net: nn.Module, process: Process, parameterization: Parameterization, bounds: tuple[float, float] | None
+    ) -> None:
+        self.net, self.process, self.parameterization, self.bounds = net, process, parameterization, bounds
+        self.rows = self.calls = 0
+
+    def predict(self, x_t: Float[Tensor, "b *s"], t: Tensor, labels: Labels = None) -> Float[Tensor, "b *s"]:
+        """F itself, in float32, as the parameterization defines it."""
+        self.rows, self.calls = self.rows + len(x_t), self.calls + 1
+        u = angle(self.process.lam(t)).to(x_t).expand(len(x_t))
+        if labels is None:
+            labels = torch.full((len(x_t),), NULL, device=x_t.device)
+        scale = like(self.parameterization.input_scale(self.process, t), x_t)
+        return self.evaluate(scale * x_t, u, labels).float()
+
+    def evaluate(self, x: Float[Tensor, "b *s"], u: Float[Tensor, "b"], labels: Int[Tensor, "b"]) -> Tensor:
+        """Run the network on scaled inputs and noise levels u in [0, 1]."""
+        return self.net(x, u, labels)
+
+    def __call__(self, x_t: Float[Tensor, "b *s"], t: Tensor, labels: Labels = None) -> Float[Tensor, "b *s"]:
+        x0 = self.parameterization.clean(self.process, x_t, self.predict(x_t, t, labels), t)
+        return x0 if self.bounds is None else x0.clamp(*self.bounds)
+
+    def reset(self) -> None:
+        for module in self.net.modules():
+            if isinstance(module, Remembering):
+                module.reset()
+
+
+class Remembering(nn.Module, ABC):
+    """A module that keeps something from one network call to the next, such as a feature cache."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget everything."""
+
+
+class Mixture(Denoiser):
+    """The exact denoiser of a mixture of isotropic Gaussians: ground truth for solvers.
+
+    E[x_0 | x_t] = sum_k r_k (m_k + alpha s_k^2 / v_k (x_t - alpha m_k)) with v_k = alpha^2 s_k^2 + sigma^2 and r_k the
+    posterior weight of mode k. Labels are ignored. Computed in the dtype of x_t.
+    """
+
+    def __init__(self, means: Float[Tensor, "k d"], stds: Float[Tensor, "k"], weights: Float[Tensor, "k"],
+                 process: Process) -> None:  # fmt: skip
+        self.means, self.stds, self.weights, self.process = means, stds, weights, process
+        self.rows = self.calls = 0
+
+    def __call__(self, x_t: Float[Tensor, "b d"], t: Tensor, labels: Labels = None) -> Float[Tensor, "b d"]:
+        self.rows, self.calls = self.rows + len(x_t), self.calls + 1
+        means, variances = self.means.to(x_t), self.stds.to(x_t) ** 2
+        alpha, sigma = self.process.alpha(t).to(x_t).reshape(-1, 1), self.process.sigma(t).to(x_t).reshape(-1, 1)
+        v = alpha**2 * variances + sigma**2  # [b or 1, k]
+        offset = x_t[:, None, :] - alpha[..., None] * means  # [b, k, d]
+        log_density = -offset.square().sum(-1) / (2 * v) - x_t.shape[1] / 2 * torch.log(2 * math.pi * v)
+        posterior = torch.softmax(torch.log(self.weights.to(x_t)) + log_density, dim=1)
+        centre = means + (alpha * variances / v)[..., None] * offset
+        return (posterior[..., None] * centre).sum(1)
+
+
+class Guidance(ABC):
+    """Denoiser -> Denoiser. Calls the inner denoiser exactly once per evaluation, with the rows it needs batched."""
+
+    @abstractmethod
+    def __call__(self, denoiser: Denoiser) -> Denoiser: ...
+
+
+class Unguided(Guidance):
+    """The conditional denoiser as it is."""
+
+    def __call__(self, denoiser: Denoiser) -> Denoiser:
+        return denoiser
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Unguided
+
+    def __hash__(self) -> int:
+        return hash(Unguided)

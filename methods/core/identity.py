@@ -1,0 +1,121 @@
+"""What makes two runs the same: a fingerprint of what a run is given, the code behind it included."""
+
+import ast
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from methods.core.recipe import TRAINING, Recipe
+
+
+def describe(value: Any) -> Any:
+    """A value of a recipe as plain JSON: classes by name, dataclasses by field."""
+    if isinstance(value, (list, tuple)):
+        return [describe(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"class": type(value).__name__, **{f.name: describe(getattr(value, f.name)) for f in fields(value)}}
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    return {"class": type(value).__name__}
+
+
+def training_fingerprint(recipe: Recipe, context: str = "") -> str:
+    """A digest of exactly what base training is given: the fields it reads and the code of the modules involved.
+
+    Recipes that differ only in sampling or in later phases share it, and with it their weights. `context` names what
+    lies outside of the recipe: data, seed.
+    """
+    return fingerprint([getattr(recipe, name) for name in TRAINING], context)
+
+
+def shipped_fingerprint(recipe: Recipe, context: str = "") -> str:
+    """A digest of everything that shapes the weights that ship: training, phases, fitted parts, shipping transforms."""
+    shipping = [t for t in recipe.transforms if t.ships]
+    bound = [recipe.sampler, recipe.grid, recipe.steps] if recipe.phases else []
+    return fingerprint(
+        [*(getattr(recipe, name) for name in TRAINING), recipe.phases, recipe.start, shipping, bound], context
+    )
+
+
+def recipe_fingerprint(recipe: Recipe, context: str = "") -> str:
+    """A digest of the whole recipe: what its samples depend on."""
+    return fingerprint([getattr(recipe, f.name) for f in fields(recipe)], context)
+
+
+def fingerprint(values: Iterable[Any], context: str) -> str:
+    """Sixteen hex digits over values and the code they come from."""
+    values = list(values)
+    modules = {"methods.core.run", *(module for value in values for module in modules_of(value))}
+    text = json.dumps([describe(values), context, code_digest(frozenset(modules))], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def modules_of(value: Any) -> set[str]:
+    """The modules in which the classes of a value, and of what it holds, are defined."""
+    if isinstance(value, (list, tuple)):
+        return {module for item in value for module in modules_of(item)}
+    held = {m for f in fields(value) for m in modules_of(getattr(value, f.name))} if is_dataclass(value) else set()
+    module = type(value).__module__
+    return held | ({module} if module.startswith("methods.") else set())
+
+
+@cache
+def code_digest(modules: frozenset[str]) -> str:
+    """A digest of these modules of `methods` and all they import from it; comments and docstrings do not count."""
+    digest = hashlib.sha256()
+    for name in sorted(import_closure(modules)):
+        digest.update(f"{name}\n{_code(name)}\n".encode())
+    return digest.hexdigest()
+
+
+def import_closure(modules: Iterable[str]) -> set[str]:
+    """The modules and everything they import, directly or not, inside the package `methods`."""
+    found: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting.extend(_imports(name))
+    return found
+
+
+def source_file(module: str) -> Path:
+    """Where a module's source lies."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None, module
+    return Path(spec.origin)
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    return ast.parse(source_file(module).read_text())
+
+
+def _imports(module: str) -> list[str]:
+    nodes = [
+        n for n in ast.walk(_tree(module)) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("methods")
+    ]
+    return sorted({n.module for n in nodes if n.module})
+
+
+def _code(module: str) -> str:
+    tree = _tree(module)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [s for s in body if not _is_docstring(s)]  # pyright: ignore[reportAttributeAccessIssue]
+    return ast.dump(tree)
+
+
+def _is_docstring(statement: Any) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )

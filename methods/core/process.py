@@ -1,0 +1,80 @@
+"""The forward process x_t = alpha(t) x_0 + sigma(t) eps, with t = 0 clean and t = 1 noise.
+
+Everything that depends on the noise level is written in lam(t) = log(alpha / sigma), half the log signal-to-noise
+ratio (SNR = exp(2 lam)), so it survives a change of process.
+
+Source: Kingma et al. 2021 "Variational Diffusion Models" (2107.00630), section 3; lam follows Lu et al. 2022
+(2206.00927).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Process(ABC):
+    """How a clean sample turns into noise. Times are dimensionless, of any shape, best in float64."""
+
+    lam_start: float
+    """Where sampling starts: the signal left there is below what a sample can show, but not zero."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def time(self, lam: Tensor) -> Tensor:
+        """The inverse of `lam`."""
+
+    def lam(self, t: Tensor) -> Tensor:
+        """Half the log SNR: +inf at t = 0."""
+        return torch.log(self.alpha(t) / self.sigma(t))
+
+    def diffuse(self, x0: Float[Tensor, "b *s"], eps: Float[Tensor, "b *s"], t: Tensor) -> Float[Tensor, "b *s"]:
+        """Draw x_t from q(x_t | x_0) with the given noise; t is [] or [b]."""
+        return like(self.alpha(t), x0) * x0 + like(self.sigma(t), x0) * eps
+
+
+def like(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A coefficient per sample ([b]) or for all ([]), in the dtype of x and shaped to multiply it."""
+    coefficient = coefficient.to(x)
+    return coefficient.reshape(-1, *[1] * (x.ndim - 1)) if coefficient.ndim else coefficient
+
+
+def angle(lam: Tensor) -> Tensor:
+    """The noise level as a number in [0, 1]: u = 2/pi atan(exp(-lam)), the time of the cosine process.
+
+    Every network is told the noise level in this coordinate, whatever process it is trained under.
+    Source: Salimans and Ho 2022 (2202.00512), official code, `inv_cos` embedding of the log SNR.
+    """
+    return torch.atan(torch.exp(-lam)) * (2 / math.pi)
+
+
+def lam_of_angle(u: Tensor) -> Tensor:
+    """The inverse of `angle`."""
+    return -torch.log(torch.tan(u * (math.pi / 2)))
+
+
+@dataclass(frozen=True)
+class Cosine(Process):
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2): the cosine schedule without its offset.
+
+    Source: Nichol and Dhariwal 2021 (2102.09672), eq. 17 with s = 0.
+    """
+
+    lam_start: float = -5.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.cos(t * (math.pi / 2))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sin(t * (math.pi / 2))
+
+    def time(self, lam: Tensor) -> Tensor:
+        return angle(lam)

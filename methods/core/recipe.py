@@ -1,0 +1,137 @@
+"""A recipe says everything about a run; a method is an edit of a recipe; composing is merging edits.
+
+Two methods that edit one exclusive slot conflict, and so do a method and whatever replaced what it needs: nobody keeps
+a list of who goes with whom.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import nn
+
+from methods.core.calibration import Report, Space, Start
+from methods.core.denoiser import Guidance
+from methods.core.errors import Conflict
+from methods.core.objective import Coupling, Denoising, TimeDensity, Weight
+from methods.core.parameterization import Parameterization
+from methods.core.process import Process
+from methods.core.sampling import Grid, Sampler
+from methods.core.surgery import Transform
+
+if TYPE_CHECKING:
+    from methods.core.run import Model, TrainingSet
+
+Precision = Literal["float32", "bfloat16"]
+
+
+class NetConfig(ABC):
+    """Describes a network; `build` makes it for data of a shape and a number of classes."""
+
+    @abstractmethod
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module: ...
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the base network is trained: Adam, a linear warm-up, an exponential moving average of the weights."""
+
+    iterations: int
+    batch: int = 128
+    learning_rate: float = 2e-3
+    warmup: int = 100
+    ema: float = 0.995
+    precision: Precision = "float32"
+
+
+class Phase(ABC):
+    """Something done to the trained network before it ships: distillation, pruning with fine-tuning, ..."""
+
+    @abstractmethod
+    def __call__(self, recipe: Recipe, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
+        """Change model.net in place or replace it; returns how many images were seen."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every choice of a run. `phases` and `transforms` are added to; every other field holds one choice."""
+
+    net: NetConfig
+    process: Process
+    parameterization: Parameterization
+    times: TimeDensity
+    weight: Weight
+    coupling: Coupling
+    space: Space
+    start: Start
+    guidance: Guidance
+    grid: Grid
+    sampler: Sampler
+    steps: int
+    fit: Fit
+    label_dropout: float = 0.0
+    precision: Precision = "float32"
+    phases: tuple[Phase, ...] = ()
+    transforms: tuple[Transform, ...] = ()
+
+    @property
+    def objective(self) -> Denoising:
+        """What base training minimises."""
+        return Denoising(self.times, self.weight, self.coupling, self.label_dropout)
+
+
+ADDITIVE = ("phases", "transforms")
+TRAINING = (
+    "net", "process", "parameterization", "times", "weight", "coupling", "label_dropout", "space", "fit",
+)  # fmt: skip
+"""The fields that base training is given; everything else may change without training again."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """An edit of a recipe, the kinds it needs to find in other slots, and the name it answers to in a conflict."""
+
+    edits: Mapping[str, Any]
+    needs: Mapping[str, type | tuple[type, ...]] = field(default_factory=dict)
+    name: str = "this edit"
+
+    def __call__(self, recipe: Recipe) -> Recipe:
+        return compose(recipe, self)
+
+
+def edit(*, needs: Mapping[str, type | tuple[type, ...]] | None = None, **edits: Any) -> Method:
+    """The method that sets these fields; values for `phases` and `transforms` are single items that are added."""
+    unknown = edits.keys() - {f.name for f in fields(Recipe)}
+    assert not unknown, f"a recipe has no field {unknown}"
+    return Method(edits, needs or {})
+
+
+def compose(base: Recipe, *methods: Method) -> Recipe:
+    """The recipe with all edits made, whatever order they come in. Raises Conflict, naming the slot and both sides."""
+    merged: dict[str, Any] = {}
+    owner: dict[str, str] = {}
+    added: dict[str, list[tuple[str, Any]]] = {name: [] for name in ADDITIVE}
+    for method in sorted(methods, key=lambda m: m.name):
+        for slot, value in method.edits.items():
+            if slot in ADDITIVE:
+                added[slot].append((method.name, value))
+            elif slot in merged:
+                raise Conflict(f"{owner[slot]} and {method.name} cannot be combined: both set `{slot}`.")
+            else:
+                merged[slot], owner[slot] = value, method.name
+    for slot, items in added.items():
+        merged[slot] = getattr(base, slot) + tuple(item for _, item in items)
+    recipe = replace(base, **merged)
+    for method in methods:
+        for slot, kinds in method.needs.items():
+            value = getattr(recipe, slot)
+            if not isinstance(value, kinds):
+                expected = " or ".join(k.__name__ for k in (kinds if isinstance(kinds, tuple) else (kinds,)))
+                raise Conflict(
+                    f"{method.name} and {owner.get(slot, 'the baseline')} cannot be combined: {method.name} needs a "
+                    f"{expected} in `{slot}`, which is {type(value).__name__}."
+                )
+    return recipe

@@ -1,0 +1,239 @@
+"""Carrying out a recipe: train, compress, deploy, generate. Only here are device, dtype and autocast decided."""
+
+import copy
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from methods.core.activation import count
+from methods.core.calibration import Codec, Report, Starter
+from methods.core.denoiser import Denoiser, Labels, Mixture, Network
+from methods.core.objective import Objective
+from methods.core.recipe import Fit, Precision, Recipe
+from methods.core.sampling import SampleNoise
+from methods.core.surgery import flatten, resize, transformed, unflatten
+
+DTYPES: Mapping[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Clean images in [-1, 1], their labels, and the number of classes."""
+
+    images: Float[Tensor, "n c h w"]
+    labels: Int[Tensor, "n"]
+    classes: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.images.shape[1:])
+
+
+class Model(nn.Module):
+    """Everything with weights: the network, the codec of the space it works in, and what starts its chain."""
+
+    def __init__(self, net: nn.Module, codec: Codec, starter: Starter, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.net, self.codec, self.starter = net, codec, starter
+        self.shape = shape
+        """The shape of one sample in the space of the diffusion."""
+
+
+def quiet(what: str, done: int, total: int, loss: float) -> None:
+    """Report progress to nobody."""
+
+
+def device() -> torch.device:
+    """The CUDA device if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def build(recipe: Recipe, shape: tuple[int, ...], classes: int, seed: int = 0) -> Model:
+    """A model with fresh weights for images of a shape."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        codec = recipe.space.build(shape)
+        inner = tuple(codec.encode(torch.zeros(1, *shape)).shape[1:])
+        model = Model(recipe.net.build(inner, classes), codec, recipe.start.build(inner, classes), inner)
+    return model.to(device())
+
+
+def network(recipe: Recipe, model: Model) -> Network:
+    """The model's network as a denoiser, before any transform or guidance."""
+    return Network(model.net, recipe.process, recipe.parameterization, model.codec.bounds)
+
+
+def train(recipe: Recipe, data: TrainingSet, seed: int, report: Report = quiet) -> tuple[Model, int]:
+    """Fit the codec, then the network. Returns the model and how many images were seen in all."""
+    model = build(recipe, data.shape, data.classes, seed)
+    images, labels = data.images.to(device()), data.labels.to(device())
+    rng = torch.Generator(device()).manual_seed(seed)
+    seen = model.codec.fit(images, recipe.fit.iterations, rng, report)
+    x0 = encode(model, images)
+    student = network(recipe, model)
+    model.net = optimise(student, student, recipe.objective, x0, labels, recipe.fit, seed, report)
+    return model.eval(), seen + recipe.fit.iterations * recipe.fit.batch
+
+
+def compress(recipe: Recipe, model: Model, data: TrainingSet, seed: int, report: Report = quiet) -> tuple[Model, int]:
+    """Everything between training and shipping: fit the start, run the phases, apply the transforms that ship."""
+    rng = torch.Generator(device()).manual_seed(seed)
+    x0, labels = encode(model, data.images.to(device())), data.labels.to(device())
+    seen = model.starter.fit(x0, labels, recipe.fit.iterations, rng, report)
+    for phase in recipe.phases:
+        seen += phase(recipe, model, data, seed, report)
+    return model.eval(), seen
+
+
+def optimise(
+    student: Network, teacher: Denoiser, objective: Objective, x0: Float[Tensor, "n *s"], labels: Labels,
+    fit: Fit, seed: int, report: Report = quiet, what: str = "network",
+) -> nn.Module:  # fmt: skip
+    """Minimise an objective by Adam and return the exponential moving average of the student's network.
+
+    Order of the data and noise come from two generators, so methods that draw noise differently see the same images.
+    """
+    order = torch.Generator().manual_seed(seed)
+    rng = torch.Generator(x0.device).manual_seed(seed + 1)
+    net = student.net.train()
+    average = copy.deepcopy(net)
+    optimizer = torch.optim.Adam(net.parameters(), lr=fit.learning_rate)
+    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(1.0, (i + 1) / fit.warmup))
+    queue = torch.empty(0, dtype=torch.long)
+    for i in range(fit.iterations):
+        while len(queue) < fit.batch:
+            queue = torch.cat([queue, torch.randperm(len(x0), generator=order)])
+        batch, queue = queue[: fit.batch].to(x0.device), queue[fit.batch :]
+        with autocast(fit.precision):
+            loss = objective(student, teacher, x0[batch], None if labels is None else labels[batch], rng).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        warmup.step()
+        decay = min(fit.ema, (1 + i) / (10 + i))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+        if (i + 1) % 50 == 0 or i + 1 == fit.iterations:
+            report(what, i + 1, fit.iterations, loss.item())
+    return average.eval().requires_grad_(False)
+
+
+def autocast(precision: Precision) -> torch.autocast | nullcontext[None]:
+    """The context in which a network runs at a precision; float32 needs none."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device().type, DTYPES[precision])
+
+
+@torch.no_grad()
+def encode(model: Model, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n *s"]:
+    """Images in the space of the diffusion."""
+    return torch.cat([model.codec.encode(part) for part in images.split(1024)])
+
+
+class Cast(Network):
+    """A network run under autocast; its prediction, and the sampler's state, stay float32."""
+
+    def __init__(self, inner: Network, precision: Precision) -> None:
+        super().__init__(inner.net, inner.process, inner.parameterization, inner.bounds)
+        self.precision: Precision = precision
+
+    def evaluate(self, x: Float[Tensor, "b *s"], u: Float[Tensor, "b"], labels: Int[Tensor, "b"]) -> Tensor:
+        with autocast(self.precision):
+            prediction = super().evaluate(x, u, labels)
+        count(f"calls_{self.precision}", prediction.dtype == DTYPES[self.precision])
+        return prediction
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A model ready to sample: `network` counts evaluations, `denoiser` is what the sampler is given."""
+
+    model: Model
+    network: Network | Mixture
+    denoiser: Denoiser
+
+
+def deploy(recipe: Recipe, model: Model) -> Deployed:
+    """Apply what is left to apply (caches, compilation, precision, guidance) to a shipped model."""
+    net = transformed(model.net, [t for t in recipe.transforms if not t.ships])
+    inner = Network(net.eval(), recipe.process, recipe.parameterization, model.codec.bounds)
+    if recipe.precision != "float32":
+        inner = Cast(inner, recipe.precision)
+    return Deployed(model, inner, recipe.guidance(inner))
+
+
+def deploy_exact(recipe: Recipe, mixture: Mixture) -> Deployed:
+    """The exact denoiser of a mixture in place of a network: only what concerns sampling is left of the recipe."""
+    shape = (mixture.means.shape[1],)
+    model = Model(nn.Identity(), recipe.space.build(shape), recipe.start.build(shape, 0), shape)
+    return Deployed(model, mixture, recipe.guidance(mixture))
+
+
+def ship(recipe: Recipe, model: Model) -> Model:
+    """Apply the transforms whose result is what is written to disk, such as quantization."""
+    model.net = transformed(model.net, [t for t in recipe.transforms if t.ships])
+    return model
+
+
+@torch.inference_mode()
+def generate(
+    recipe: Recipe, deployed: Deployed, labels: Int[Tensor, "b"], seeds: Sequence[int]
+) -> Float[Tensor, "b c h w"]:
+    """Decoded samples, one per label and seed."""
+    noise = SampleNoise(seeds, device())
+    labels = labels.to(device())
+    times = recipe.grid(recipe.process, recipe.steps)
+    x, times = deployed.model.starter(recipe.process, times, deployed.model.shape, labels, noise)
+    x = recipe.sampler(deployed.denoiser, x, times, labels, noise)
+    return deployed.model.codec.decode(x).cpu()
+
+
+def save(
+    model: Model, path: Path, metadata: Mapping[str, str], shapes: Mapping[str, Sequence[int]] | None = None
+) -> None:
+    """Write a model as safetensors, atomically. `shapes` are the network's before quantization hid them."""
+    shapes = shapes if shapes is not None else shapes_of(model)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.cpu() for name, tensor in flatten(model).items()}
+    save_file(tensors, temporary, {**metadata, "shapes": json.dumps(shapes, sort_keys=True)})
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def shapes_of(model: Model) -> dict[str, list[int]]:
+    """The shape of every tensor of a model, by name."""
+    return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What was written beside the weights. Raises safetensors' error if the file is damaged."""
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
+def load(recipe: Recipe, path: Path, shape: tuple[int, ...], classes: int, *, shipped: bool) -> Model:
+    """Read a model that `save` wrote; `shipped` says whether the shipping transforms were applied before."""
+    model = build(recipe, shape, classes)
+    with safe_open(path, "pt", device=str(device())) as file:
+        shapes = json.loads((file.metadata() or {})["shapes"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    for name, tensor in model.state_dict().items():
+        if list(tensor.shape) != shapes[name]:
+            place, _, leaf = name.rpartition(".")
+            resize(model.get_submodule(place), leaf, torch.zeros(shapes[name], device=tensor.device))
+    if shipped:
+        model = ship(recipe, model)
+    unflatten(model, tensors)
+    return model.eval().requires_grad_(False)

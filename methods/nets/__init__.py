@@ -1,0 +1,1 @@
+"""Legible networks: named, nested, and a forward that walks its children."""

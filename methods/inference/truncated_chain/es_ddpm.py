@@ -1,0 +1,82 @@
+"""Starts the chain in the middle: a fast generator draws a rough sample, noise is added, and only the rest is denoised.
+
+Above a certain noise level rough and real samples look alike, so the steps above it can be replaced by one pass of a
+variational autoencoder; the diffusion model, which is not trained again, repairs what the autoencoder got wrong.
+
+Source: Lyu et al. 2022 "Accelerating Diffusion Models via Early Stop of the Diffusion Process" (2205.12524), section 3,
+algorithm 2.
+Limits: the prior is a small class-conditional VAE trained here; the paper also uses GANs.
+Cost: training the VAE.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from methods.core.activation import count
+from methods.core.calibration import Report, Start, Starter
+from methods.core.denoiser import NULL, Labels
+from methods.core.process import Process, angle
+from methods.core.recipe import Method, edit
+from methods.core.sampling import SampleNoise
+from methods.nets.autoencoder import VectorVAE, divergence
+
+BATCH = 128
+DEVIATION = 0.25
+"""Standard deviation of the decoder's Gaussian, in units of x_0."""
+
+
+class RoughStart(Starter):
+    """x_t = alpha x_0' + sigma eps with x_0' from the VAE, at the first time of the grid not above the stop."""
+
+    def __init__(self, shape: tuple[int, ...], classes: int, stop: float) -> None:
+        super().__init__()
+        self.vae, self.stop = VectorVAE(torch.Size(shape).numel(), classes), stop
+
+    def forward(
+        self, process: Process, times: Float[Tensor, "n"], shape: tuple[int, ...], labels: Labels, noise: SampleNoise
+    ) -> tuple[Float[Tensor, "b *s"], Float[Tensor, "m"]]:
+        kept = times[angle(process.lam(times)) <= self.stop + 1e-9]
+        left = kept if len(kept) > 1 else times[-2:]
+        count("steps_skipped", len(times) - len(left))
+        z = noise((self.vae.latent,))
+        known = torch.full((len(z),), NULL, device=z.device) if labels is None else labels
+        rough = self.vae.decode(z, known).unflatten(1, shape)
+        return process.diffuse(rough, noise(shape), left[0]), left
+
+    def fit(
+        self, x0: Float[Tensor, "n *s"], labels: Labels, iterations: int, rng: torch.Generator, report: Report
+    ) -> int:
+        optimizer = torch.optim.Adam(self.vae.parameters(), lr=1e-3)
+        for i in range(iterations):
+            chosen = torch.randint(len(x0), (BATCH,), generator=rng, device=rng.device)
+            x = x0[chosen].flatten(1)
+            known = torch.full((BATCH,), NULL, device=x.device) if labels is None else labels[chosen]
+            mean, log_variance = self.vae.posterior(x, known)
+            z = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=rng, device=rng.device)
+            error = F.mse_loss(self.vae.decode(z, known), x, reduction="none").sum(1) / (2 * DEVIATION**2)
+            loss = (error + divergence(mean, log_variance)).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            if (i + 1) % 50 == 0 or i + 1 == iterations:
+                report("prior of the start", i + 1, iterations, loss.item())
+        return iterations * BATCH
+
+
+@dataclass(frozen=True)
+class EarlyStop(Start):
+    """Walk only the times at or below `stop`, measured as the angle u in [0, 1]."""
+
+    stop: float
+
+    def build(self, shape: tuple[int, ...], classes: int) -> RoughStart:
+        return RoughStart(shape, classes, self.stop)
+
+
+def es_ddpm(stop: float = 0.5) -> Method:
+    """Start at noise level `stop` (0 clean, 1 noise) from the samples of a VAE."""
+    return edit(start=EarlyStop(stop))

@@ -1,0 +1,66 @@
+"""The whole catalog, and the one naming of cells that records, runs and pages share."""
+
+from dataclasses import dataclass
+
+from catalog.models import Baseline, Bed, Cell, Number, Survey, Taxonomy, Technique
+from catalog.reading import CatalogError, absent
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Everything known, by id; the techniques in the order of the taxonomy."""
+
+    taxonomy: Taxonomy
+    surveys: dict[str, Survey]
+    beds: dict[str, Bed]
+    baseline: Baseline
+    techniques: dict[str, Technique]
+
+    def technique(self, id: str) -> Technique:
+        """The technique, or a CatalogError that suggests the nearest ids."""
+        if id not in self.techniques:
+            raise CatalogError(absent("technique", id, self.techniques))
+        return self.techniques[id]
+
+    def bed(self, name: str) -> Bed:
+        """The bed, or a CatalogError that suggests the nearest names."""
+        if name not in self.beds:
+            raise CatalogError(absent("bed", name, self.beds))
+        return self.beds[name]
+
+    def resolve(self, cell: Cell, bed: str | None = None) -> dict[str, dict[str, Number]]:
+        """The cell's methods, sorted, with the value of every parameter."""
+        return {id: self.technique(id).resolve(params, bed) for id, params in sorted(cell.methods.items())}
+
+    def steps(self, cell: Cell, bed: str | None = None) -> int:
+        """The sampling steps a cell takes: its override, else its methods' choice, else the baseline's."""
+        chosen = [
+            int(params["steps"])
+            for id, params in self.resolve(cell, bed).items()
+            if "steps" in self.technique(id).changes and "steps" in params
+        ]
+        return cell.steps or (chosen or [self.baseline.steps])[0]
+
+    def canonical(self, cell: Cell, bed: str | None = None) -> Cell:
+        """The cell with nothing in it that is default on the bed; cells that run the same become equal."""
+        methods = {
+            id: dict(sorted(params.items() - self.technique(id).resolve({}, bed).items()))
+            for id, params in self.resolve(cell, bed).items()
+        }
+        plain = Cell(methods=methods)
+        return Cell(methods=methods, steps=cell.steps if cell.steps != self.steps(plain, bed) else None)
+
+    def cells(self, id: str, bed: str) -> dict[str, Cell]:
+        """The distinct cells a technique's page needs on a bed, by name, ordered as `Technique.cells`."""
+        cells = [self.canonical(cell, bed) for cell in self.technique(id).cells(bed)]
+        return {cell_name(cell, self, bed): cell for cell in cells}
+
+
+def cell_name(cell: Cell, catalog: Catalog, bed: str | None = None) -> str:
+    """`baseline@10`, `ddim(eta=1.0)`, `dit+int8_dynamic`: it names whatever is not default on the bed."""
+    cell = catalog.canonical(cell, bed)
+    methods = (
+        id + (f"({','.join(f'{name}={value}' for name, value in sorted(params.items()))})" if params else "")
+        for id, params in cell.methods.items()
+    )
+    return ("+".join(methods) or "baseline") + (f"@{cell.steps}" if cell.steps else "")

@@ -1,0 +1,13 @@
+"""Runs the catalog: the same pure function behind Prefect, DVC and the command line."""
+
+import os
+from pathlib import Path
+
+# Two OpenMP threads that spin on busy cores can be eight times slower than one. Read when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("ATLAS_THREADS", "1"))
+# Prefect's state belongs to the project, not to the user's home; nothing reports to anyone.
+os.environ.setdefault("PREFECT_HOME", str(Path(__file__).resolve().parent.parent / "work" / "prefect"))
+Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")

@@ -1,0 +1,34 @@
+"""Make the weights that ship: fit the start, distil, prune, quantize. Trains first what is not trained yet.
+
+python -m flows.compress --bed digits --methods diff_pruning
+"""
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from flows import cell
+from flows.forms import Bed, Blocks, Budget, Given, Methods, Request, command_line, progress, request, run_name
+from flows.progress import effort
+from flows.study import main
+
+
+@task(cache_policy=NO_CACHE, task_run_name="shipped weights, seed {seed}")
+def compress_weights(asked: Request, seed: int) -> str:
+    """Compress one seed, or find its file; returns the path."""
+    spec = asked.study().subject
+    with progress(f"compress {spec.name}, seed {seed}", effort(spec, "compress") / len(spec.train_seeds)) as report:
+        return str(cell.compress(spec, seed, asked.place, report))
+
+
+@flow(name="compress", flow_run_name=run_name("compress"))
+def compress(
+    bed: Bed = "digits", methods: Methods = [], parameters: Given = {}, budget: Budget = 1.0,
+    blocks: Blocks = None,
+) -> list[str]:  # fmt: skip
+    """Write the weights as they would ship, for every training seed of the bed."""
+    asked = request(bed, methods, parameters, budget, blocks)
+    return [compress_weights(asked, seed) for seed in asked.study().subject.train_seeds]
+
+
+if __name__ == "__main__":
+    main(command_line(compress, __doc__))

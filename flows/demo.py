@@ -1,0 +1,65 @@
+"""A first look at everything in a few minutes: one technique of each area on real digits, with a small training budget.
+
+python -m flows.demo
+"""
+
+import os
+import time
+
+os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.forms import QUICK, Request
+from flows.progress import Display
+from flows.publish import publish
+from flows.records import read_json
+from flows.study import Effort
+from flows.survey import measure, units
+
+TECHNIQUES = ("patched_pixel_diffusion", "min_snr_weighting", "dpm_solver_pp_2m", "diff_pruning")
+"""One of each area."""
+EFFORT = Effort(budget=0.3, blocks=2)
+
+
+def demo() -> None:
+    """Train, compress, sample and evaluate five recipes, mirror them into MLflow, and render the site."""
+    started = time.monotonic()
+    console = Console()
+    console.print("Five recipes on scikit-learn's digits, with a third of the usual training. Prefect starts first ...")
+    asked = [Request("digits", methods, effort=EFFORT) for methods in [(), *((id,) for id in TECHNIQUES)]]
+    with Display("demo", sum(map(units, asked))):
+        for one in asked:
+            measure(one)
+    page = publish(QUICK / "results", QUICK / "public")
+    console.print(table(asked))
+    console.print(f"Done in {time.monotonic() - started:.0f} s. The site of these results:\n  {page}", soft_wrap=True)
+    console.print(
+        "Next:\n"
+        "  .venv/bin/python -m flows.survey --methods dpm_solver_pp_2m deepcache   compose techniques\n"
+        "  .venv/bin/dvc repro digits@deepcache                                    reproduce a committed result\n"
+        "  make serve                                                              run flows from the Prefect UI",
+        highlight=False,
+    )
+
+
+def table(asked: list[Request]) -> Table:
+    """The numbers of the demo."""
+    rows = Table("recipe", "FD-smallnet", "evaluations", "MACs / sample", "parameters", title="digits, a quick look")
+    for one in asked:
+        written = read_json(one.record)
+        cell = written["cells"][written["default"]]
+        spent, fd = cell["cost"], cell["metrics"]["fd"]
+        numbers = f"{fd['mean']:.2f}", f"{spent['evaluations']:g}", f"{spent['macs']:,}", f"{spent['parameters']:,}"
+        rows.add_row(written["default"], *numbers)
+    return rows
+
+
+if __name__ == "__main__":
+    try:
+        demo()
+    except KeyboardInterrupt:
+        raise SystemExit("Stopped; what is finished is kept, and the next run goes on from there.") from None

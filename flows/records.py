@@ -1,0 +1,79 @@
+"""The record store: what was measured, as JSON files that are written whole or not at all."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+
+
+class Damaged(RuntimeError):
+    """A file of weights, samples or results cannot be read; it is never overwritten silently."""
+
+    def __init__(self, path: Path, remedy: str) -> None:
+        super().__init__(f"{path} is damaged and was left as it is; delete it to {remedy}.")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically: a reader, or a crash, sees the old content or the new, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON with sorted keys, so that equal values are equal bytes."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises Damaged if the file is not one."""
+    try:
+        value = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise Damaged(path, "measure again") from error
+    if not isinstance(value, dict):
+        raise Damaged(path, "measure again")
+    return value
+
+
+def provenance() -> dict[str, Any]:
+    """Where and with what this process runs: the part of a record that differs between machines."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "methods", "flows", "catalog")),
+        "when": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "host": {
+            "cpu": _processor(),
+            "cores": os.cpu_count(),
+            "threads": int(os.environ["OMP_NUM_THREADS"]),
+            "load": round(os.getloadavg()[0], 2),
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "torchao", "numpy")},
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _processor() -> str:
+    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []

@@ -1,0 +1,36 @@
+"""Draw samples: a block of n per sampling seed. Trains and compresses first what is not there yet.
+
+python -m flows.sample --bed digits --methods dpm_solver_pp_2m deepcache
+"""
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from flows import cell
+from flows.forms import Bed, Blocks, Budget, Given, Methods, Request, command_line, progress, request, run_name
+from flows.progress import effort
+from flows.study import main
+
+
+@task(cache_policy=NO_CACHE, task_run_name="samples, seed {seed}, block {block}")
+def sample_block(asked: Request, seed: int, block: int) -> str:
+    """Draw one block, or find its file; returns the path."""
+    spec = asked.study().subject
+    units = effort(spec, "sample") / (len(spec.train_seeds) * len(spec.sample_seeds))
+    with progress(f"sample {spec.name}, block {block}", units) as report:
+        return str(cell.sample(spec, seed, block, asked.place, report))
+
+
+@flow(name="sample", flow_run_name=run_name("sample"))
+def sample(
+    bed: Bed = "digits", methods: Methods = [], parameters: Given = {}, budget: Budget = 1.0,
+    blocks: Blocks = None,
+) -> list[str]:  # fmt: skip
+    """Draw every block of samples: for each training seed, one per sampling seed."""
+    asked = request(bed, methods, parameters, budget, blocks)
+    spec = asked.study().subject
+    return [sample_block(asked, seed, block) for seed in spec.train_seeds for block in spec.sample_seeds]
+
+
+if __name__ == "__main__":
+    main(command_line(sample, __doc__))

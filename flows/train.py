@@ -1,0 +1,34 @@
+"""Train the weights that a composition of techniques starts from.
+
+python -m flows.train --bed digits --methods v_prediction
+"""
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from flows import cell
+from flows.forms import Bed, Blocks, Budget, Given, Methods, Request, command_line, progress, request, run_name
+from flows.progress import effort
+from flows.study import main
+
+
+@task(cache_policy=NO_CACHE, task_run_name="weights, seed {seed}")
+def train_weights(asked: Request, seed: int) -> str:
+    """Train one seed, or find its file; returns the path."""
+    spec = asked.study().subject
+    with progress(f"train {spec.training.name}, seed {seed}", effort(spec, "train") / len(spec.train_seeds)) as report:
+        return str(cell.train(spec, seed, asked.place, report))
+
+
+@flow(name="train", flow_run_name=run_name("train"))
+def train(
+    bed: Bed = "digits", methods: Methods = [], parameters: Given = {}, budget: Budget = 1.0,
+    blocks: Blocks = None,
+) -> list[str]:  # fmt: skip
+    """Train a network (with its autoencoder, if it has one) for every training seed of the bed."""
+    asked = request(bed, methods, parameters, budget, blocks)
+    return [train_weights(asked, seed) for seed in asked.study().subject.train_seeds]
+
+
+if __name__ == "__main__":
+    main(command_line(train, __doc__))

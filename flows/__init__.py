@@ -1,5 +1,6 @@
 """Runs the catalog: the same pure function behind Prefect, DVC and the command line."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -11,3 +12,6 @@ os.environ.setdefault("PREFECT_HOME", str(Path(__file__).resolve().parent.parent
 Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
+# torchao looks for CUDA kernels and says that a CPU build has none; torch comments on how torchao registers an enum.
+logging.getLogger("torchao").setLevel(logging.ERROR)
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)

@@ -8,7 +8,7 @@ run resumes, and cells that share a training share its file. Nothing here knows 
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from methods.core import run
 from methods.core.activation import tallied
 from methods.core.calibration import FromNoise, Pixels, Report
 from methods.core.denoiser import Mixture, Unguided
-from methods.core.identity import recipe_fingerprint, shipped_fingerprint, training_fingerprint
+from methods.core.identity import code_digest, recipe_fingerprint, shipped_fingerprint, training_fingerprint
 from methods.core.recipe import Conflict, Fit, Method, Recipe, compose
 from methods.core.run import TrainingSet, quiet
 from methods.measure import cost, features
@@ -35,7 +35,7 @@ from methods.measure.reference import UNITS, MixtureReference, Reference
 from methods.measure.statistics import t_interval
 from methods.nets.unet import UNetConfig
 
-REFERENCE_STEPS = 100
+REFERENCE_STEPS = 64
 """Fidelity is the distance to the end point of DPM-Solver++(2M) in this many steps, from the same noise and weights."""
 BATCH = 512
 BLOCK = 1_000_000
@@ -103,12 +103,9 @@ def base_recipe(spec: Spec) -> Recipe:
         return baseline(UNetConfig(), Fit(0), spec.catalog.baseline.steps)
     return baseline(
         UNetConfig(network.width, network.multipliers, network.blocks),
-        Fit(
-            iterations=max(1, round(spec.budget * fit.iterations)), batch=fit.batch, learning_rate=fit.learning_rate,
-            warmup=fit.warmup, ema=fit.ema, precision=fit.precision,
-        ),
+        Fit(**fit.model_dump()).scaled(spec.budget),
         spec.catalog.baseline.steps,
-    )  # fmt: skip
+    )
 
 
 def require_exact(recipe: Recipe, spec: Spec) -> None:
@@ -143,14 +140,13 @@ def training_set(bed: str) -> TrainingSet:
     return TrainingSet(loaded.train, loaded.train_labels, loaded.classes)
 
 
-def metadata(path: Path) -> dict[str, str]:
+def metadata(path: Path) -> dict[str, Any]:
     """What a file says about itself; empty if it is not there. Raises Damaged."""
     if not path.exists():
         return {}
     try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except SafetensorError as error:
+        return run.read_note(path)
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise Damaged(path, "make it again") from error
 
 
@@ -175,7 +171,7 @@ def train(spec: Spec, seed: int, place: Workplace, report: Report = quiet) -> Pa
         started = time.perf_counter()
         model, seen = run.train(spec.training.recipe, training_set(spec.bed.name), seed, curve)
     note = {"fingerprint": fingerprint, "images": seen, "counters": counters, "curve": curve.points}
-    run.save(model, path, described(note))
+    run.save(model, path, note)
     took(path, time.perf_counter() - started)
     return path
 
@@ -202,7 +198,7 @@ def compress(spec: Spec, seed: int, place: Workplace, report: Report = quiet) ->
         shapes = run.shapes_of(model)
         model = run.ship(recipe, model)
     note = {"fingerprint": fingerprint, "images": seen, "counters": counters, "curve": curve.points}
-    run.save(model, path, described(note), shapes)
+    run.save(model, path, note, shapes)
     took(path, time.perf_counter() - started)
     return path
 
@@ -239,7 +235,8 @@ def sample(spec: Spec, seed: int, block: int, place: Workplace, report: Report =
         "fingerprint": fingerprint, "counters": counters, "evaluations": ready.network.rows / spec.bed.n,
         "sequential": ready.network.calls / len(drawn),
     }  # fmt: skip
-    write_bytes(path, save({"samples": samples.clamp(-1, 1) if samples.ndim == 4 else samples}, described(note)))
+    shown = {"samples": samples.clamp(-1, 1) if samples.ndim == 4 else samples}
+    write_bytes(path, save(shown, {"note": json.dumps(note, sort_keys=True)}))
     took(path, time.perf_counter() - started)
     return path
 
@@ -285,8 +282,11 @@ def reference(bed: str, n: int, path: Path | None) -> Reference | MixtureReferen
 
 def evaluate(spec: Spec, place: Workplace, report: Report = quiet) -> dict[str, Any]:
     """Score every block of the cell and count its cost: the cell's part of a record, the same bytes every time."""
+    seeds = [spec.context(seed) for seed in spec.train_seeds] + list(map(str, spec.sample_seeds))
+    rulers = code_digest(frozenset({"methods.measure.reference", "methods.measure.cost"}))
+    extractor = features.digest(features.load(feature_net(spec.bed, place, report))[0]) if spec.bed.features else ""
     fingerprint = recipe_fingerprint(
-        spec.recipe, " ".join([*map(spec.context, spec.train_seeds), str(spec.sample_seeds), str(spec.bed.n)])
+        spec.recipe, " ".join([*seeds, str(spec.bed.n), str(spec.fidelity), str(REFERENCE_STEPS), rulers, extractor])
     )
     path = place.path(spec, "cell", suffix="json")
     if path.exists() and (known := read_json(path))["fingerprints"]["cell"] == fingerprint:
@@ -348,7 +348,7 @@ def metric(key: str, values: list[float]) -> dict[str, Any]:
     return summary | {"mean": interval.mean, "low": interval.low, "high": interval.high}
 
 
-def costs(spec: Spec, notes: list[dict[str, str]], weights: list[Path], place: Workplace) -> dict[str, Any]:
+def costs(spec: Spec, notes: list[dict[str, Any]], weights: list[Path], place: Workplace) -> dict[str, Any]:
     """The exact part of the cost vector, per sample where that makes sense."""
     ready = deployed(spec, spec.train_seeds[0], place)
     labels = block_labels(spec)[:COUNTED]
@@ -356,30 +356,25 @@ def costs(spec: Spec, notes: list[dict[str, str]], weights: list[Path], place: W
     seeds = spec.train_seeds
     trained = [train(spec, seed, place) for seed in seeds] if weights else []
     return {
-        "evaluations": json.loads(notes[0]["evaluations"]),
-        "sequential_calls": json.loads(notes[0]["sequential"]),
+        "evaluations": notes[0]["evaluations"],
+        "sequential_calls": notes[0]["sequential"],
         "macs": operations // len(labels),
         "uncounted_ops": uncounted,
         "parameters": cost.parameters(ready.model) if weights else 0,
         "bytes": cost.nbytes(ready.model) if weights else 0,
-        "training_images": sum(json.loads(metadata(path)["images"]) for path in trained) // len(seeds),
+        "training_images": sum(metadata(path)["images"] for path in trained) // len(seeds),
         "one_off_images": sum(
-            json.loads(metadata(path)["images"]) for path in weights if path.parent.name == "ship"
+            metadata(path)["images"] for path in weights if path.parent.name == "ship"
         ) // len(seeds),
     }  # fmt: skip
 
 
-def total_counters(notes: list[dict[str, str]], weights: list[Path]) -> dict[str, int]:
+def total_counters(notes: list[dict[str, Any]], weights: list[Path]) -> dict[str, int]:
     """What was counted while training, compressing and sampling."""
     total: Counter[str] = Counter()
     for note in [*notes, *map(metadata, dict.fromkeys(weights))]:
-        total.update(json.loads(note["counters"]))
+        total.update(note["counters"])
     return dict(total)
-
-
-def described(note: Mapping[str, Any]) -> dict[str, str]:
-    """Metadata as safetensors wants it: text to text."""
-    return {key: value if isinstance(value, str) else json.dumps(value, sort_keys=True) for key, value in note.items()}
 
 
 def took(path: Path, seconds: float) -> None:

@@ -21,7 +21,7 @@ from pydantic import Field
 
 import catalog
 from flows.cell import Workplace
-from flows.home import RESULTS, WORK
+from flows.home import PUBLIC, RESULTS, WORK
 from flows.progress import shown
 from flows.study import BASELINE, FULL, Effort, Study, composed, study
 from methods.core.calibration import Report
@@ -83,6 +83,10 @@ class Request:
     @property
     def records(self) -> Path:
         return RESULTS if self.effort == FULL else QUICK / "results"
+
+    @property
+    def site(self) -> Path:
+        return PUBLIC if self.effort == FULL else QUICK / "public"
 
     @property
     def record(self) -> Path:

@@ -43,7 +43,7 @@ def survey(
                 measure(one)
             except Exception as error:
                 failed.append(f"{one.study().id}: {error}")
-    publish(asked[0].records)
+    publish(asked[0].records, asked[0].site)
     if failed:
         raise RuntimeError("; ".join(failed))
     return [str(one.record) for one in asked]

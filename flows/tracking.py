@@ -97,7 +97,7 @@ def _curve(name: str, bed: str, place: Workplace) -> list[Metric]:
     return [
         Metric(f"loss.{what}".replace(" ", "_"), float(loss), 0, int(step))
         for path in found
-        for what, step, loss in json.loads(metadata(path)["curve"])
+        for what, step, loss in metadata(path)["curve"]
     ]
 
 

@@ -22,6 +22,8 @@ class Denoiser(ABC):
     """E[x_0 | x_t] under `process`. Calls may carry memory of the trajectory; `reset` forgets it."""
 
     process: Process
+    bounds: tuple[float, float] | None = None
+    """The range of clean values, to which estimates are clipped."""
 
     @abstractmethod
     def __call__(self, x_t: Float[Tensor, "b *s"], t: Tensor, labels: Labels = None) -> Float[Tensor, "b *s"]:
@@ -29,6 +31,11 @@ class Denoiser(ABC):
 
     def reset(self) -> None:  # noqa: B027 - most denoisers remember nothing
         """Forget the previous trajectory."""
+
+
+def clip(x0: Float[Tensor, "b *s"], bounds: tuple[float, float] | None) -> Float[Tensor, "b *s"]:
+    """An estimate within the range of clean values, if there is one."""
+    return x0 if bounds is None else x0.clamp(*bounds)
 
 
 class Network(Denoiser):
@@ -55,7 +62,7 @@ class Network(Denoiser):
 
     def __call__(self, x_t: Float[Tensor, "b *s"], t: Tensor, labels: Labels = None) -> Float[Tensor, "b *s"]:
         x0 = self.parameterization.clean(self.process, x_t, self.predict(x_t, t, labels), t)
-        return x0 if self.bounds is None else x0.clamp(*self.bounds)
+        return clip(x0, self.bounds)
 
     def reset(self) -> None:
         for module in self.net.modules():

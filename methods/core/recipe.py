@@ -46,6 +46,12 @@ class Fit:
     ema: float = 0.995
     precision: Precision = "float32"
 
+    def scaled(self, share: float) -> Fit:
+        """A shorter training of the same shape: for a phase, or a quick look."""
+        return replace(
+            self, iterations=max(1, round(share * self.iterations)), warmup=max(1, round(share * self.warmup))
+        )
+
 
 class Phase(ABC):
     """Something done to the trained network before it ships: distillation, pruning with fine-tuning, ..."""

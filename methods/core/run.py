@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -121,7 +122,8 @@ def optimise(
         warmup.step()
         decay = min(fit.ema, (1 + i) / (10 + i))
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+            for mean, now in zip(average.parameters(), net.parameters(), strict=True):
+                mean.lerp_(now, 1 - decay)
         if (i + 1) % 50 == 0 or i + 1 == fit.iterations:
             report(what, i + 1, fit.iterations, loss.item())
     return average.eval().requires_grad_(False)
@@ -198,15 +200,16 @@ def generate(
     return deployed.model.codec.decode(x).cpu()
 
 
-def save(
-    model: Model, path: Path, metadata: Mapping[str, str], shapes: Mapping[str, Sequence[int]] | None = None
-) -> None:
-    """Write a model as safetensors, atomically. `shapes` are the network's before quantization hid them."""
+def save(model: Model, path: Path, note: Mapping[str, Any], shapes: Mapping[str, Sequence[int]] | None = None) -> None:
+    """Write a model as safetensors, atomically, with a note beside the weights: equal models and notes are equal bytes.
+
+    `shapes` are those of the network before quantization hid them.
+    """
     shapes = shapes if shapes is not None else shapes_of(model)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.cpu() for name, tensor in flatten(model).items()}
-    save_file(tensors, temporary, {**metadata, "shapes": json.dumps(shapes, sort_keys=True)})
+    save_file(tensors, temporary, {"note": json.dumps({**note, "shapes": shapes}, sort_keys=True)})
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -217,17 +220,17 @@ def shapes_of(model: Model) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def read_metadata(path: Path) -> dict[str, str]:
+def read_note(path: Path) -> dict[str, Any]:
     """What was written beside the weights. Raises safetensors' error if the file is damaged."""
     with safe_open(path, "pt") as file:
-        return file.metadata() or {}
+        return json.loads((file.metadata() or {})["note"])
 
 
 def load(recipe: Recipe, path: Path, shape: tuple[int, ...], classes: int, *, shipped: bool) -> Model:
     """Read a model that `save` wrote; `shipped` says whether the shipping transforms were applied before."""
     model = build(recipe, shape, classes)
     with safe_open(path, "pt", device=str(device())) as file:
-        shapes = json.loads((file.metadata() or {})["shapes"])
+        shapes = json.loads((file.metadata() or {})["note"])["shapes"]
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     for name, tensor in model.state_dict().items():
         if list(tensor.shape) != shapes[name]:

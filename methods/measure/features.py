@@ -5,6 +5,7 @@ Inception FID.
 """
 
 import hashlib
+import json
 import math
 from pathlib import Path
 
@@ -73,22 +74,15 @@ def digest(net: Classifier) -> str:
 def save(path: Path, net: Classifier, accuracy: float) -> None:
     """Write a safetensors file; sizes and accuracy go to its metadata."""
     channels, size, _ = net.shape
-    metadata = {
-        "accuracy": repr(accuracy),
-        "channels": str(channels),
-        "size": str(size),
-        "classes": str(net.classes),
-        "dimensions": str(net.dimensions),
-    }
-    save_file(net.state_dict(), path, metadata)
+    sizes = {"channels": channels, "size": size, "classes": net.classes, "dimensions": net.dimensions}
+    save_file(net.state_dict(), path, {"note": json.dumps({"accuracy": accuracy, "sizes": sizes}, sort_keys=True)})
 
 
 def load(path: Path) -> tuple[Classifier, float]:
     """What `save` wrote: the frozen extractor and its accuracy."""
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
+        note = json.loads(file.metadata()["note"])
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    sizes = [int(metadata[key]) for key in ("channels", "size", "classes", "dimensions")]
-    net = Classifier(*sizes)
+    net = Classifier(**note["sizes"])
     net.load_state_dict(weights)
-    return net.requires_grad_(False), float(metadata["accuracy"])
+    return net.requires_grad_(False), note["accuracy"]

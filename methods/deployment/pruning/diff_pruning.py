@@ -1,6 +1,6 @@
 """Removes the channels whose loss would rise least, judged only at the noise levels that matter, then fine-tunes.
 
-A channel's importance is the first-order change of the loss without it, |sum theta dL/dtheta|, with gradients summed
+A channel's importance is the first-order change of the loss without it, sum |theta dL/dtheta|, with gradients summed
 over noise levels. Nearly pure noise is easy and its gradients only add clutter, so levels are taken from clean to
 noisy until the loss falls below a share of its maximum.
 
@@ -10,7 +10,7 @@ Limits: a uniform ratio for all convolutions; the inner channels of attention an
 Cost: one batch of gradients at up to 100 levels, and the fine-tuning, `fraction` of the base training.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch_pruning as tp
@@ -19,6 +19,7 @@ from torch import nn
 from methods.core.activation import count
 from methods.core.calibration import Report
 from methods.core.denoiser import Network
+from methods.core.errors import NothingMatched
 from methods.core.recipe import Method, Phase, Recipe, edit
 from methods.core.run import Model, TrainingSet, encode, network, optimise
 from methods.nets.unet import GROUPS, UNet, UNetConfig
@@ -43,7 +44,7 @@ class PruneAndFinetune(Phase):
         )
         assert isinstance(model.net, UNet)
         prune(model.net, self.ratio, tuple(x0.shape[1:]))
-        fit = replace(recipe.fit, iterations=max(1, int(self.fraction * recipe.fit.iterations)))
+        fit = recipe.fit.scaled(self.fraction)
         student = network(recipe, model)
         model.net = optimise(student, student, recipe.objective, x0, labels, fit, seed, report, "pruned network")
         return seen + fit.iterations * fit.batch
@@ -69,7 +70,8 @@ def accumulate(net: Network, x0: torch.Tensor, labels: torch.Tensor, threshold: 
 def prune(net: UNet, ratio: float, shape: tuple[int, ...]) -> None:
     """Remove the least important output channels of every convolution but the last, in place, with what hangs on them.
 
-    As many go from each group of the group norms, so that what is left still divides by the number of groups.
+    As many go from each group of the group norms, so that what is left still divides by the number of groups. Raises
+    NothingMatched if the share is too small for that.
     """
     before = sum(p.numel() for p in net.parameters())
     device = next(net.parameters()).device
@@ -84,12 +86,17 @@ def prune(net: UNet, ratio: float, shape: tuple[int, ...]) -> None:
         done |= {
             dependency.target.module for dependency, _ in together if dependency.handler == tp.prune_conv_out_channels
         }
-        scores = importance(together).reshape(GROUPS, -1)
+        scores = importance(together)
+        assert scores is not None, "gradients were accumulated before"
+        scores = scores.reshape(GROUPS, -1)
         least = scores.argsort(dim=1)[:, : round(ratio * scores.shape[1])]
         chosen = (least + scores.shape[1] * torch.arange(GROUPS, device=least.device)[:, None]).flatten().tolist()
         graph.get_pruning_group(layer, tp.prune_conv_out_channels, chosen).prune()
     net.zero_grad()
-    count("parameters_removed", before - sum(p.numel() for p in net.parameters()))
+    removed = before - sum(p.numel() for p in net.parameters())
+    if removed == 0:
+        raise NothingMatched(f"{ratio} of the channels is less than one in each of the {GROUPS} groups of every layer")
+    count("parameters_removed", removed)
 
 
 def diff_pruning(ratio: float = 0.3, threshold: float = 0.05, fraction: float = 0.2) -> Method:

@@ -35,12 +35,13 @@ class Cached(Remembering):
         self.kept: Tensor | None = None
 
     def forward(self, x: Float[Tensor, "b i h w"], condition: Float[Tensor, "b e"]) -> Float[Tensor, "b c h w"]:
-        if self.kept is None or self.calls % self.period == 0 or len(self.kept) != len(x):
-            self.kept, self.calls = self.inner(x, condition), 0
+        kept = self.kept
+        if kept is None or self.calls % self.period == 0 or len(kept) != len(x):
+            kept, self.calls = self.inner(x, condition), 0
         else:
             count("calls_skipped")
-        self.calls += 1
-        return self.kept
+        self.kept, self.calls = kept, self.calls + 1
+        return kept
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from methods.core.activation import count
 from methods.core.denoiser import Denoiser, Labels
-from methods.core.process import Process, like
+from methods.core.process import Process
 from methods.core.recipe import Method, edit
 from methods.core.sampling import SampleNoise, Sampler, transfer
 
@@ -54,20 +54,21 @@ class ParaDiGMS(Sampler):
 
     def round(
         self, denoiser: Denoiser, path: Float[Tensor, "b n *s"], rows: Int[Tensor, "r"], first: Int[Tensor, "r"],
-        times: Float[Tensor, "n"], labels: Labels,
+        times: Float[Tensor, "n"], labels: Int[Tensor, "r"] | None,
     ) -> Int[Tensor, "r"]:  # fmt: skip
         """One Picard iteration over the windows of `rows`, written into `path`; returns how far each window moves."""
         process, last = denoiser.process, len(times) - 1
         width = min(self.window, last)
         index = first[:, None] + torch.arange(width)
-        inside = index < last
+        inside = index < last  # a window may reach beyond the end: nothing is evaluated there
         index = index.clamp(max=last - 1)
         t, s = times[index], times[index + 1]
-        here = path[rows[:, None], index].flatten(0, 1)
-        repeated = None if labels is None else labels.repeat_interleave(width)
-        moved = transfer(process, here, denoiser(here, t.flatten(), repeated), t.flatten(), s.flatten())
-        drift = like(inside.flatten(), here) * (moved - here)
-        new = path[rows, first][:, None] + drift.unflatten(0, index.shape).cumsum(1)
+        here = path[rows[:, None], index][inside]
+        repeated = None if labels is None else labels[:, None].expand(-1, width)[inside]
+        moved = transfer(process, here, denoiser(here, t[inside], repeated), t[inside], s[inside])
+        drift = torch.zeros_like(path[rows[:, None], index])
+        drift[inside] = moved - here
+        new = path[rows, first][:, None] + drift.cumsum(1)
         error = (new - path[rows[:, None], index + 1]).square().flatten(2).mean(2).cpu()
         path[rows] = torch.where(
             self._beyond(first, len(times), path.ndim).to(path.device), new[:, -1:], path[rows]

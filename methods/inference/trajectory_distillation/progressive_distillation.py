@@ -4,14 +4,14 @@ Two DDIM steps of the teacher end at a point that some single step would also re
 the student's target. Each halving starts from the teacher's weights, so it is a short training.
 
 Source: Salimans and Ho 2022 "Progressive Distillation for Fast Sampling of Diffusion Models" (2202.00512), algorithm 2;
-truncated SNR weight max(SNR, 1), eq. 9. Predicts v, since a noise prediction cannot be distilled to few steps.
+truncated SNR weight max(SNR, 1), section 4. Predicts v, since a noise prediction cannot be distilled to few steps.
 Limits: bound to its grid and step count, and to DDIM steps. The learning rate is constant with weight averaging, where
-the paper anneals it.
+the paper anneals it. A guided teacher needs the distillation of Meng et al. 2023, which this is not.
 Cost: `fraction` of the base training at every halving.
 """
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from methods.core.activation import count
 from methods.core.calibration import Report
-from methods.core.denoiser import Denoiser, Labels, Network
+from methods.core.denoiser import Denoiser, Labels, Network, Unguided
 from methods.core.objective import Objective, Weight
 from methods.core.process import like
 from methods.core.recipe import Method, Phase, Recipe, edit
@@ -71,10 +71,13 @@ class Halving(Phase):
 
     def __call__(self, recipe: Recipe, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
         x0 = encode(model, data.images.to(next(model.net.parameters()).device))
-        labels, steps, seen = data.labels.to(x0.device), self.start_steps, 0
-        fit = replace(recipe.fit, iterations=max(1, int(self.fraction * recipe.fit.iterations)))
-        while steps > recipe.steps:
-            steps //= 2
+        labels, seen = data.labels.to(x0.device), 0
+        halvings = (self.start_steps // recipe.steps).bit_length() - 1
+        assert halvings > 0 and recipe.steps << halvings == self.start_steps, (
+            f"{self.start_steps} steps cannot be halved to {recipe.steps}"
+        )
+        fit = recipe.fit.scaled(self.fraction)
+        for steps in (recipe.steps << i for i in reversed(range(halvings))):
             objective = TwoStepsInOne(recipe.grid(recipe.process, 2 * steps))
             teacher = network(recipe, model)
             model.net = copy.deepcopy(model.net).requires_grad_(True)
@@ -88,6 +91,7 @@ class Halving(Phase):
 def progressive_distillation(steps: int = 4, start_steps: int = 64, fraction: float = 0.15) -> Method:
     """Distil to `steps` steps from `start_steps`, each halving trained for `fraction` of the base training."""
     return edit(
+        needs={"guidance": Unguided},
         parameterization=Velocity(),
         phases=Halving(start_steps, fraction),
         sampler=DDIM(),

@@ -41,7 +41,7 @@ class RoughStart(Starter):
     ) -> tuple[Float[Tensor, "b *s"], Float[Tensor, "m"]]:
         kept = times[angle(process.lam(times)) <= self.stop + 1e-9]
         left = kept if len(kept) > 1 else times[-2:]
-        count("steps_skipped", len(times) - len(left))
+        count("times_cut", len(times) - len(left))
         z = noise((self.vae.latent,))
         known = torch.full((len(z),), NULL, device=z.device) if labels is None else labels
         rough = self.vae.decode(z, known).unflatten(1, shape)

@@ -4,7 +4,8 @@ D(x; sigma) = c_skip x + c_out F(c_in x): at low noise the network predicts the 
 errors of F are never amplified. Training spends its time at the middle levels, ln sigma ~ N(mean, std^2).
 
 Source: Karras et al. 2022 (2206.00364), table 1 and eq. 7; the loss weight 1 / c_out^2 on D is weight 1 on F (eq. 8).
-Limits: the network is told the noise level as the angle all networks here are told, not as c_noise = ln(sigma) / 4.
+Limits: sigma_data is that of the pixels, also where the diffusion takes place elsewhere. The network is told the
+noise level as the angle all networks here are told, not as c_noise = ln(sigma) / 4.
 """
 
 import math

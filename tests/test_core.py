@@ -1,0 +1,278 @@
+"""Closed forms of the nouns in `methods.core`, over every process and parameterization the catalog reaches."""
+
+import math
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from catalog import load
+from methods.baseline import baseline
+from methods.core.activation import count, tallied
+from methods.core.denoiser import Denoiser, Mixture, Network
+from methods.core.errors import NothingMatched
+from methods.core.objective import Denoising, Independent, NormalLam, UniformTimes, UnitOnTarget, Weight
+from methods.core.parameterization import Clean, Parameterization
+from methods.core.process import Cosine, Process, angle, lam_of_angle, like
+from methods.core.recipe import Fit, Recipe, compose
+from methods.core.sampling import Grid, SampleNoise, transfer
+from methods.core.surgery import flatten, rewrite_path, rewrite_type, unflatten
+from methods.inference.ode_solver.ddim import StochasticDDIM
+from methods.inference.trajectory_distillation.progressive_distillation import TruncatedSNR
+from methods.nets.unet import UNetConfig
+from methods.training.objective.edm_preconditioning import Preconditioned, VarianceExploding
+
+CATALOG = load()
+BASE = baseline(UNetConfig(8), Fit(1))
+
+
+def members(slot: str) -> list[object]:
+    """Every value the baseline or a technique of the catalog puts into a slot."""
+    recipes = [BASE, *(compose(BASE, CATALOG.technique(id).call({})) for id, t in CATALOG.techniques.items()
+                       if set(t.builds_on) == set())]  # fmt: skip
+    found: dict[str, object] = {}
+    for recipe in recipes:
+        found.setdefault(repr(getattr(recipe, slot)), getattr(recipe, slot))
+    return list(found.values())
+
+
+PROCESSES: list[Process] = members("process")  # pyright: ignore[reportAssignmentType]
+PARAMETERIZATIONS: list[Parameterization] = [*members("parameterization"), Clean()]  # pyright: ignore
+WEIGHTS: list[Weight] = [*members("weight"), TruncatedSNR()]  # pyright: ignore[reportAssignmentType]
+GRIDS: list[Grid] = members("grid")  # pyright: ignore[reportAssignmentType]
+PAIRS = list(product(PROCESSES, PARAMETERIZATIONS))
+LAMS = torch.linspace(-4.3, 6, 40, dtype=torch.float64)
+
+
+def named(value: object) -> str:
+    return type(value).__name__
+
+
+def gaussian(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def mixture(process: Process) -> Mixture:
+    means = torch.tensor([[1.0, 0.2], [-0.7, 0.9], [-0.2, -1.1]], dtype=torch.float64)
+    return Mixture(means, torch.tensor([0.3, 0.45, 0.25]).double(), torch.tensor([0.5, 0.2, 0.3]).double(), process)
+
+
+def test_the_members_are_all_there() -> None:
+    assert {named(p) for p in PROCESSES} == {"Cosine", "StraightPath", "VarianceExploding"}
+    assert {named(p) for p in PARAMETERIZATIONS} == {"Noise", "Clean", "Velocity", "FlowVelocity", "Preconditioned"}
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=named)
+def test_time_inverts_lam_and_lam_falls(process: Process) -> None:
+    t = process.time(LAMS)
+    assert torch.allclose(process.lam(t), LAMS, atol=1e-9)
+    assert (t.diff() < 0).all() and (t > 0).all() and (t <= 1).all()
+    assert torch.allclose(process.lam(t), torch.log(process.alpha(t) / process.sigma(t)))
+    assert process.lam(torch.tensor(0.0)) == math.inf
+    ends = process.time(torch.tensor(process.lam_start, dtype=torch.float64))
+    assert 0 < ends <= 1 + 1e-12 and torch.isclose(process.lam(ends), ends.new_tensor(process.lam_start))
+
+
+def test_angle_is_the_time_of_the_cosine_process() -> None:
+    assert torch.allclose(lam_of_angle(angle(LAMS)), LAMS, atol=1e-9)
+    t = torch.linspace(0.01, 0.99, 9, dtype=torch.float64)
+    assert torch.allclose(angle(Cosine().lam(t)), t)
+    assert angle(torch.tensor(math.inf)) == 0
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=named)
+@pytest.mark.parametrize("process", PROCESSES, ids=named)
+def test_grids_fall_from_within_the_process_to_zero(grid: Grid, process: Process) -> None:
+    for steps in (1, 2, 5, 64):
+        times = grid(process, steps)
+        assert len(times) == steps + 1 and times.dtype == torch.float64
+        assert (times.diff() < 0).all() and times[-1] == 0
+        assert process.lam(times[0]) >= process.lam_start - 1e-9
+
+
+@pytest.mark.parametrize(("process", "parameterization"), PAIRS, ids=named)
+def test_target_and_clean_are_inverse(process: Process, parameterization: Parameterization) -> None:
+    x0, eps, t = gaussian((40, 3)), gaussian((40, 3), 1), process.time(LAMS)
+    x_t = process.diffuse(x0, eps, t)
+    target = parameterization.target(process, x0, eps, t)
+    assert torch.allclose(parameterization.clean(process, x_t, target, t), x0, atol=1e-8)
+    scalar = t[7]
+    target = parameterization.target(process, x0, eps, scalar)
+    x_t = process.diffuse(x0, eps, scalar)
+    assert torch.allclose(parameterization.clean(process, x_t, target, scalar), x0, atol=1e-8)
+
+
+@pytest.mark.parametrize(("process", "parameterization"), PAIRS, ids=named)
+def test_gain_is_the_slope_of_the_clean_estimate(process: Process, parameterization: Parameterization) -> None:
+    t, x_t = process.time(LAMS), gaussian((40, 1))
+    slope = parameterization.clean(process, x_t, x_t + 1, t) - parameterization.clean(process, x_t, x_t, t)
+    assert torch.allclose(parameterization.gain(process, t), slope[:, 0].abs(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("process", "parameterization"), PAIRS, ids=named)
+def test_a_weight_means_the_same_on_x0_and_on_the_target(process: Process, parameterization: Parameterization) -> None:
+    """w(lam) |x_0 - x_0'|^2 = w_F |F - F'|^2, for every weight; the simple loss is 1 on F."""
+    t, x_t, wrong = process.time(LAMS), gaussian((40, 3)), gaussian((40, 3), 1)
+    right = gaussian((40, 3), 2)
+    on_target = (right - wrong).square().sum(1)
+    estimates = [parameterization.clean(process, x_t, prediction, t) for prediction in (right, wrong)]
+    on_clean = (estimates[0] - estimates[1]).square().sum(1)
+    gain = parameterization.gain(process, t)
+    for weight in WEIGHTS:
+        if isinstance(weight, UnitOnTarget):
+            assert (weight.on_target(LAMS, gain) == 1).all()
+        else:
+            assert torch.allclose(weight(LAMS) * on_clean, weight.on_target(LAMS, gain) * on_target, rtol=1e-6)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=named)
+def test_transfer_is_a_semigroup_with_the_ends_of_the_process(process: Process) -> None:
+    """t -> r -> s is t -> s, t -> t stays, t -> 0 is x_0, and the pair (x_0, eps) keeps its eps."""
+    x0, eps = gaussian((5, 2)), gaussian((5, 2), 1)
+    t, r, s = process.time(torch.tensor([-2.0, 0.5, 3.0], dtype=torch.float64))
+    x = process.diffuse(x0, eps, t)
+    once = transfer(process, x, x0, t, s)
+    assert torch.allclose(transfer(process, transfer(process, x, x0, t, r), x0, r, s), once)
+    assert torch.allclose(once, process.diffuse(x0, eps, s))
+    assert torch.allclose(transfer(process, x, x0, t, t), x)
+    assert torch.allclose(transfer(process, x, x0, t, torch.zeros_like(t)), x0)
+    batched = transfer(process, x, x0, t.expand(5), s.expand(5))
+    assert torch.allclose(batched, once)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=named)
+def test_the_mixture_denoises_by_tweedie(process: Process) -> None:
+    """E[x_0 | x_t] = (x_t + sigma^2 score) / alpha, the score by autograd of the log density."""
+    exact = mixture(process)
+    x_t, t = gaussian((40, 2)).requires_grad_(), process.time(LAMS)
+    alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
+    components = torch.distributions.MultivariateNormal(
+        alpha[..., None] * exact.means,
+        covariance_matrix=((alpha * exact.stds) ** 2 + sigma**2)[..., None, None] * torch.eye(2).double(),
+    )
+    log_density = torch.logsumexp(components.log_prob(x_t[:, None]) + exact.weights.log(), dim=1)
+    (score,) = torch.autograd.grad(log_density.sum(), x_t)
+    x_t = x_t.detach()
+    assert torch.allclose(exact(x_t, t), (x_t + sigma**2 * score) / alpha, atol=1e-8)
+    assert torch.allclose(exact(x_t, t[3])[3], exact(x_t, t)[3])
+
+
+class Silent(nn.Module):
+    """A network that says zero."""
+
+    def forward(self, x: Tensor, u: Tensor, labels: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+def test_the_edm_loss_begins_at_one_at_every_level() -> None:
+    """Karras et al. 2022, appendix B.6: with data of deviation sigma_data, F has unit variance, so a zero F costs 1."""
+    x0, eps = 0.5 * torch.randn(60_000, 1), torch.randn(60_000, 1)
+    process, scaling = VarianceExploding(), Preconditioned(0.5)
+    for lam in (-4.0, -1.0, 0.0, 1.2, 3.0, 6.0):
+        t = process.time(torch.tensor(lam, dtype=torch.float64))
+        target = scaling.target(process, x0, eps, t)
+        assert abs(target.square().mean() - 1) < 0.03
+        scaled = like(scaling.input_scale(process, t), x0) * process.diffuse(x0, eps, t)
+        assert abs(scaled.var() - 1) < 0.03
+    objective = Denoising(NormalLam(1.2, 1.2), UnitOnTarget(), Independent())
+    student = Network(Silent(), process, scaling, None)
+    losses = objective(student, student, x0, None, torch.Generator().manual_seed(0))
+    assert losses.shape == (60_000,) and abs(losses.mean() - 1) < 0.03
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=named)
+def test_times_stay_within_the_process(process: Process) -> None:
+    for density in [*members("times"), UniformTimes(), NormalLam(0.0, 3.0)]:
+        t = density(process, 4000, torch.Generator().manual_seed(0))  # pyright: ignore[reportCallIssue]
+        assert t.dtype == torch.float64 and (t > 0).all() and (t <= 1).all()
+    lam = process.lam(NormalLam(0.3, 0.7)(process, 40_000, torch.Generator().manual_seed(0)))
+    assert abs(lam.mean() - 0.3) < 0.02 and abs(lam.std() - 0.7) < 0.02
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=named)
+def test_fresh_noise_has_the_variance_of_the_posterior(process: Process) -> None:
+    """eta = 1 draws from q(x_s | x_t, x_0): its mean and variance by conditioning the joint Gaussian."""
+    t, s = process.time(torch.tensor([-1.0, 0.4], dtype=torch.float64))
+    x0, x = gaussian((1, 1)), gaussian((1, 1), 1)
+    a_t, s_t, a_s, s_s = process.alpha(t), process.sigma(t), process.alpha(s), process.sigma(s)
+    cross = a_t / a_s * s_s**2  # Cov(x_t, x_s | x_0), since x_t = a_t / a_s x_s + fresh noise
+    mean = a_s * x0 + cross / s_t**2 * (x - a_t * x0)
+    variance = s_s**2 - cross**2 / s_t**2
+
+    class Fixed(SampleNoise):
+        def __init__(self, value: float) -> None:
+            self.value = value
+
+        def __call__(self, shape: tuple[int, ...]) -> Tensor:
+            return torch.full((1, *shape), self.value, dtype=torch.float64)
+
+    solver = StochasticDDIM(1.0)
+    still, moved = (solver.step(lambda x, t: x0, process, x, t, s, None, Fixed(z))[0] for z in (0.0, 1.0))
+    assert torch.allclose(still, mean) and torch.allclose((moved - still) ** 2, variance.reshape(1, 1))
+
+
+def test_every_sample_has_its_own_noise() -> None:
+    together, alone = SampleNoise([3, 4, 5]), SampleNoise([4])
+    for shape in ((2, 2), (7,)):
+        assert torch.equal(together(shape)[1:2], alone(shape))
+
+
+def test_label_dropout_drops_at_its_rate() -> None:
+    class Listening(Silent):
+        def forward(self, x: Tensor, u: Tensor, labels: Tensor) -> Tensor:
+            self.null = (labels == -1).float().mean()
+            return torch.zeros_like(x)
+
+    net = Listening()
+    student = Network(net, BASE.process, BASE.parameterization, None)
+    objective = replace(BASE.objective, label_dropout=0.25)
+    objective(student, student, torch.zeros(8000, 1), torch.ones(8000, dtype=torch.long), torch.Generator())
+    assert abs(net.null - 0.25) < 0.02
+
+
+def test_counts_are_kept_only_inside_a_block_and_nest() -> None:
+    count("lost")
+    with tallied() as outer:
+        with tallied() as inner:
+            count("kept", 2)
+        count("kept")
+    assert inner == {"kept": 2} and outer == {"kept": 3}
+
+
+def test_surgery_copies_and_complains() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    other = rewrite_type(rewrite_path(net, "1", lambda _: nn.Tanh()), nn.Linear, lambda _: nn.Linear(2, 3))
+    assert isinstance(net[1], nn.ReLU) and isinstance(other.get_submodule("1"), nn.Tanh)
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    with pytest.raises(NothingMatched, match=r"absent\.part"):
+        rewrite_path(net, "absent.part", lambda part: part)
+    with pytest.raises(NothingMatched, match="Conv2d"):
+        rewrite_type(net, nn.Conv2d, lambda part: part)
+    with pytest.raises(KeyError, match="differ"):
+        unflatten(net, flatten(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))))
+
+
+def test_a_network_tells_level_scale_and_label() -> None:
+    """The net sees the scaled x_t, the angle of the noise level and NULL; the answer is turned into x_0 and clipped."""
+
+    class Looking(nn.Module):
+        def forward(self, x: Tensor, u: Tensor, labels: Tensor) -> Tensor:
+            self.seen = (x, u, labels)
+            return torch.zeros_like(x)
+
+    net, process = Looking(), VarianceExploding()
+    denoiser: Denoiser = Network(net, process, Preconditioned(0.5), (-1.0, 1.0))
+    x, t = torch.tensor([[8.0], [-3.0]]), process.time(torch.tensor(-1.0, dtype=torch.float64))
+    estimate = denoiser(x, t)
+    sigma = math.e
+    assert torch.allclose(net.seen[0], x / math.sqrt(sigma**2 + 0.25))
+    assert torch.allclose(net.seen[1], torch.full((2,), 2 / math.pi * math.atan(sigma)))
+    assert (net.seen[2] == -1).all()
+    assert torch.allclose(estimate, (x * 0.25 / (sigma**2 + 0.25)).clamp(-1, 1))
+
+
+def test_a_recipe_is_an_edit_away_from_the_baseline() -> None:
+    assert isinstance(compose(BASE), Recipe) and compose(BASE) == BASE

@@ -1,0 +1,223 @@
+"""The drivers: steps resume and never half-write, bad input is one sentence, and every flow runs end to end."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import catalog
+from catalog import Cell
+from flows import cell, forms, plan, study, survey, tracking
+from flows.cell import Spec, Workplace
+from flows.records import Damaged, read_json
+from flows.study import Effort
+
+pytestmark = pytest.mark.filterwarnings("default")
+KNOWN = catalog.load()
+TINY = Effort(budget=0.005, blocks=2)
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 100 samples and a hurried feature network: these tests are about files and flows, not numbers."""
+    digits = KNOWN.beds["digits"]
+    assert digits.features is not None
+    monkeypatch.setitem(
+        KNOWN.beds,
+        "digits",
+        digits.model_copy(update={"n": 100, "features": digits.features.model_copy(update={"epochs": 1})}),
+    )
+
+
+def tiny(methods: dict[str, dict[str, float]], steps: int | None = 4) -> Spec:
+    return Spec(KNOWN, KNOWN.bed("digits"), KNOWN.canonical(Cell(methods=methods, steps=steps), "digits"), (0,), (0, 1),
+                budget=0.005, fidelity=False)  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workplace:
+    return Workplace(tmp_path / "work")
+
+
+def test_a_step_that_is_done_is_not_done_again(place: Workplace) -> None:
+    path = cell.train(tiny({}), 0, place)
+    before = path.stat().st_mtime_ns
+    assert cell.train(tiny({"deepcache": {}}), 0, place) == path, "sampling methods share the training"
+    assert path.stat().st_mtime_ns == before
+    assert cell.train(tiny({"v_prediction": {}}), 0, place) != path
+
+
+def test_a_technique_that_trains_the_same_way_finds_the_weights(place: Workplace) -> None:
+    assert cell.train(tiny({"v_prediction": {}}), 0, place) == cell.train(
+        tiny({"progressive_distillation": {}}), 0, place
+    )
+
+
+def test_another_budget_is_another_training(place: Workplace) -> None:
+    path = cell.train(tiny({}), 0, place)
+    before = cell.metadata(path)["fingerprint"]
+    cell.train(replace(tiny({}), budget=0.01), 0, place)
+    assert cell.metadata(path)["fingerprint"] != before
+
+
+def test_damaged_weights_are_named_and_kept(place: Workplace) -> None:
+    path = cell.train(tiny({}), 0, place)
+    path.write_bytes(b"not weights")
+    with pytest.raises(Damaged, match=path.name):
+        cell.train(tiny({}), 0, place)
+    assert path.read_bytes() == b"not weights"
+
+
+def test_damaged_records_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "deepcache.json"
+    path.write_text('{"schema": 1, ')
+    with pytest.raises(Damaged, match=r"deepcache\.json"):
+        read_json(path)
+
+
+def test_the_same_cell_is_the_same_bytes(place: Workplace, tmp_path: Path) -> None:
+    first = cell.evaluate(tiny({"deepcache": {}}), place)
+    second = cell.evaluate(tiny({"deepcache": {}}), Workplace(tmp_path / "again"))
+    assert json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
+    assert first["counters"]["calls_skipped"] > 0
+    assert first["cost"]["evaluations"] == 4
+
+
+def test_kill_during_training_leaves_nothing_half_written(place: Workplace) -> None:
+    script = (
+        "import sys, catalog; from pathlib import Path; from flows.study import *; from flows.cell import *;"
+        "train(study(catalog.load(), 'digits', 'baseline').subject, 0, Workplace(Path(sys.argv[1])),"
+        " lambda *a: print('training', flush=True))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script, str(place.root)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stdout.readline() == "training\n"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    assert not list(place.root.rglob("*.safetensors"))
+    assert cell.train(tiny({}), 0, place).exists(), "the next run completes"
+
+
+def test_a_failing_cell_is_a_record_with_its_reason(
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from methods.core.errors import NothingMatched
+
+    def fail(*_: object) -> None:
+        raise NothingMatched("UNet holds no such part")
+
+    monkeypatch.setattr(study, "evaluate", fail)
+    this = study.study(KNOWN, "digits", "deepcache", TINY)
+    monkeypatch.setattr(study, "feature_net", lambda *_: feature_file(tmp_path))
+    written = study.record(this, place, tmp_path / "results")
+    assert written["status"] == "failed" and "UNet holds no such part" in written["reason"]
+    assert read_json(tmp_path / "results/digits/deepcache.json") == written
+
+
+def feature_file(folder: Path) -> Path:
+    from methods.measure import features
+    from methods.nets.classifier import Classifier
+
+    features.save(folder / "features.safetensors", Classifier(1, 8, 10), 0.5)
+    return folder / "features.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--methods", "deepcash"], "did you mean deepcache"),
+        (
+            ["--methods", "dit", "deepcache"],
+            "deepcache and dit cannot be combined: deepcache needs a UNetConfig in `net`",
+        ),
+        (["--methods", "ddim", "edm_heun"], "ddim and edm_heun cannot be combined: both set `sampler`"),
+        (["--methods", "deepcache(period=0)"], "deepcache.period"),
+        (["--methods", "deepcache(speed=2)"], "There is no parameter of deepcache 'speed'"),
+        (["--methods", "deepcache; rm"], "is not a technique"),
+        (["--bed", "digitz"], "did you mean digits"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        study.main(survey.app, arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and sentence in error and error.count("\n") == 1
+
+
+def test_missing_data_says_where_to_put_which_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from methods.data import MissingData, files, mnist
+
+    def offline(*_: object, **__: object) -> None:
+        raise TimeoutError("no network")
+
+    monkeypatch.setattr(files, "folders", lambda name: [tmp_path / name])
+    monkeypatch.setattr(files.urllib.request, "urlopen", offline)
+    with pytest.raises(MissingData, match=rf"Put .*idx.* into {tmp_path / 'mnist'}"):
+        mnist.load()
+
+
+def test_the_plan_matches_the_catalog() -> None:
+    import yaml
+
+    written = yaml.safe_load(Path("params.yaml").read_text())
+    assert written == plan.plan(KNOWN)
+    for bed in written.values():
+        for item in [*bed["trainings"].values(), *bed["records"].values()]:
+            assert Path(item["module"]).exists() and Path(item["entry"]).exists()
+
+
+def test_forms_offer_what_the_catalog_has() -> None:
+    from prefect.utilities.callables import parameter_schema
+
+    schema = parameter_schema(survey.survey.fn).model_dump()
+    assert schema["definitions"]["TechniqueId"]["enum"] == list(KNOWN.techniques)
+    assert schema["definitions"]["BedName"]["enum"] == list(KNOWN.beds)
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+def test_every_flow_end_to_end(prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forms, "QUICK", tmp_path)
+    asked = {"bed": "digits", "methods": ["diff_pruning"], "budget": TINY.budget, "blocks": TINY.blocks}
+    (trained,), (shipped,) = survey.train(**asked), survey.compress(**asked)
+    assert Path(trained).parent.name == "train" and Path(shipped).parent.name == "ship"
+    assert len(survey.sample(**asked)) == TINY.blocks
+    survey.evaluate(**asked)
+    (record,) = survey.survey(**asked)
+    written = read_json(Path(record))
+    assert written["status"] == "ok" and written["default"] == "diff_pruning" and "baseline" in written["cells"]
+    assert (tmp_path / "results/digits/diff_pruning.png").exists()
+    assert (tmp_path / "public/index.html").exists()
+    to = tracking.client(tmp_path)
+    experiment = to.get_experiment_by_name("atlas/digits")
+    assert experiment is not None
+    runs = to.search_runs([experiment.experiment_id])
+    assert {run.info.run_name for run in runs} == {"diff_pruning", "baseline"}
+    pruned = next(run for run in runs if run.info.run_name == "diff_pruning")
+    assert pruned.data.metrics["fd"] == pytest.approx(written["cells"]["diff_pruning"]["metrics"]["fd"]["mean"])
+    assert pruned.data.tags["technique"] == "diff_pruning" and "loss.pruned_network" in pruned.data.metrics
+
+
+def test_a_request_that_cannot_be_done_fails_with_its_sentence(prefect_server: None) -> None:
+    started = time.monotonic()
+    with pytest.raises(Exception, match=r"needs a UNetConfig in `net`"):
+        survey.survey(bed="digits", methods=["dit", "deepcache"])
+    assert time.monotonic() - started < 60
+
+
+def test_mlflow_down_does_not_stop_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert tracking.mirror({"bed": "digits", "id": "x", "cells": {}}, tmp_path, Workplace(tmp_path)) == 0

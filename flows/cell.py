@@ -93,7 +93,8 @@ class Spec:
 
     def context(self, seed: int) -> str:
         """What weights depend on besides the recipe: the data, and the seed of training."""
-        return f"{images(self.bed.name).source} seed {seed}"
+        loaded = images(self.bed.name)
+        return f"{loaded.source if isinstance(loaded, data.Images) else loaded.name} seed {seed}"
 
 
 def base_recipe(spec: Spec) -> Recipe:

@@ -41,7 +41,7 @@ def demo() -> None:
         "Next:\n"
         "  .venv/bin/python -m flows.survey --methods dpm_solver_pp_2m deepcache   compose techniques\n"
         "  .venv/bin/dvc repro digits@deepcache                                    reproduce a committed result\n"
-        "  make serve                                                              run flows from the Prefect UI",
+        "  make server                                                             run flows from the Prefect UI",
         highlight=False,
     )
 

@@ -13,6 +13,8 @@ import cyclopts
 from cyclopts import Parameter
 from prefect import flow
 
+from catalog import CatalogError
+from catalog.reading import absent
 from flows import forms
 from flows.compress import compress
 from flows.evaluate import evaluate
@@ -62,6 +64,9 @@ def units(asked: Request) -> float:
 
 def requests(asked: Request, areas: list[str]) -> list[Request]:
     """What a survey is made of: the composition asked for, else a request per technique of the areas, or of all."""
+    for area in areas:
+        if area not in {known.id for known in KNOWN.taxonomy.areas}:
+            raise CatalogError(absent("area", area, [known.id for known in KNOWN.taxonomy.areas]))
     if asked.methods:
         return [asked]
     chosen = [
@@ -94,8 +99,8 @@ def run(
     blocks: how many of the bed's sampling seeds to use; all of them by default
     """
     chosen, parameters = parse(methods)
-    asked = request(bed, chosen, parameters, budget, blocks)
-    asked.study()
+    for one in requests(request(bed, chosen, parameters, budget, blocks), areas):
+        one.study()
     try:
         for path in survey(bed=bed, methods=chosen, parameters=parameters, areas=areas, budget=budget, blocks=blocks):
             print(path)

@@ -89,6 +89,17 @@ def test_the_same_cell_is_the_same_bytes(place: Workplace, tmp_path: Path) -> No
     assert first["cost"]["evaluations"] == 4
 
 
+def test_a_bed_with_an_exact_denoiser_trains_nothing(place: Workplace, tmp_path: Path) -> None:
+    folders = ["--work", str(place.root), "--results", str(tmp_path / "results")]
+    command = [sys.executable, "-m", "flows.study", "run"]
+    subprocess.run([*command, "edm_heun", "--bed", "mixture", *folders], check=True, capture_output=True)
+    written = read_json(tmp_path / "results/mixture/edm_heun.json")
+    assert written["cells"]["edm_heun"]["metrics"]["coverage"]["mean"] == 1 and written["status"] == "ok"
+    assert not list(place.root.rglob("train"))
+    refused = subprocess.run([*command, "deepcache", "--bed", "mixture", *folders], capture_output=True, text=True)
+    assert refused.returncode == 2 and "exact denoiser" in refused.stderr and refused.stderr.count("\n") == 1
+
+
 def test_kill_during_training_leaves_nothing_half_written(place: Workplace) -> None:
     script = (
         "import sys, catalog; from pathlib import Path; from flows.study import *; from flows.cell import *;"
@@ -141,6 +152,7 @@ def feature_file(folder: Path) -> Path:
         (["--methods", "deepcache(speed=2)"], "There is no parameter of deepcache 'speed'"),
         (["--methods", "deepcache; rm"], "is not a technique"),
         (["--bed", "digitz"], "did you mean digits"),
+        (["--areas", "inferense"], "did you mean inference"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ scaled to unit variance, so that the noise schedule means the same as on pixels.
 Source: Rombach et al. 2022 "High-Resolution Image Synthesis with Latent Diffusion Models" (2112.10752), section 3.1 and
 3.2; the light KL penalty is the "KL-reg" variant, the rescaling appendix G.
 Limits: the autoencoder is trained on squared error and KL alone, without the perceptual and adversarial losses.
-Cost: the autoencoder sees as many images as the diffusion does.
+Cost: training the autoencoder, for as many iterations as the diffusion, on batches of 128.
 """
 
 from dataclasses import dataclass

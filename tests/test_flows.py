@@ -94,7 +94,7 @@ def test_a_bed_with_an_exact_denoiser_trains_nothing(place: Workplace, tmp_path:
     command = [sys.executable, "-m", "flows.study", "run"]
     subprocess.run([*command, "edm_heun", "--bed", "mixture", *folders], check=True, capture_output=True)
     written = read_json(tmp_path / "results/mixture/edm_heun.json")
-    assert written["cells"]["edm_heun"]["metrics"]["coverage"]["mean"] == 1 and written["status"] == "ok"
+    assert written["cells"][written["default"]]["metrics"]["coverage"]["mean"] == 1 and written["status"] == "ok"
     assert not list(place.root.rglob("train"))
     refused = subprocess.run([*command, "deepcache", "--bed", "mixture", *folders], capture_output=True, text=True)
     assert refused.returncode == 2 and "exact denoiser" in refused.stderr and refused.stderr.count("\n") == 1

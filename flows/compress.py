@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows import cell
 from flows.forms import Bed, Blocks, Budget, Given, Methods, Request, command_line, progress, request, run_name
-from flows.progress import effort
+from flows.progress import share
 from flows.study import main
 
 
@@ -16,7 +16,7 @@ from flows.study import main
 def compress_weights(asked: Request, seed: int) -> str:
     """Compress one seed, or find its file; returns the path."""
     spec = asked.study().subject
-    with progress(f"compress {spec.name}, seed {seed}", effort(spec, "compress") / len(spec.train_seeds)) as report:
+    with progress(f"compress {spec.name}, seed {seed}", share(spec, asked.place, "compress", seed)) as report:
         return str(cell.compress(spec, seed, asked.place, report))
 
 

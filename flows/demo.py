@@ -31,7 +31,7 @@ def demo() -> None:
     console = Console()
     console.print("Five recipes on scikit-learn's digits, with a third of the usual training. Prefect starts first ...")
     asked = [Request("digits", methods, effort=EFFORT) for methods in [(), *((id,) for id in TECHNIQUES)]]
-    with Display("demo", sum(map(units, asked))):
+    with Display("demo", units(asked)):
         for one in asked:
             measure(one)
     page = publish(QUICK / "results", QUICK / "public")
@@ -43,6 +43,7 @@ def demo() -> None:
         "  .venv/bin/dvc repro digits@deepcache                                    reproduce a committed result\n"
         "  make server                                                             run flows from the Prefect UI",
         highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -2,13 +2,13 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from flows.cell import Spec
+from flows.cell import Spec, Workplace
 from methods.core.calibration import Report
 
 BACKWARD = 3
@@ -17,16 +17,34 @@ EVERY = 15.0
 """Seconds between lines where the output is not a terminal."""
 
 
-def effort(spec: Spec, step: str) -> float:
-    """About how much work a step of a cell is, in network evaluations."""
-    fit = spec.recipe.fit
-    if step == "train":
-        return BACKWARD * fit.iterations * fit.batch * len(spec.train_seeds)
-    if step == "compress":
-        return BACKWARD * fit.iterations * fit.batch * len(spec.recipe.phases) / 2
-    if step == "sample":
-        return spec.bed.n * len(spec.sample_seeds) * len(spec.train_seeds) * spec.recipe.steps
-    return spec.bed.n * 5.0
+Task = tuple[str, str, int, int]
+"""What leaves a file: step, name, training seed, sampling seed."""
+
+
+def tasks(spec: Spec, place: Workplace) -> dict[Task, float]:
+    """What is left to do for a cell, with about how many network evaluations each takes; cells share trainings."""
+    bed, recipe = spec.bed, spec.recipe
+    once = BACKWARD * recipe.fit.iterations * recipe.fit.batch
+    left: dict[Task, float] = {("evaluate", spec.name, 0, 0): 5.0 * bed.n}
+    for seed in spec.train_seeds:
+        if bed.network is not None and not place.path(spec.training, "train", seed).exists():
+            left["train", spec.training.name, seed, 0] = once
+        if recipe.phases and not place.path(spec, "ship", seed).exists():
+            left["compress", spec.name, seed, 0] = once / 2
+        for block in spec.sample_seeds:
+            if not place.path(spec, "sample", seed, block).exists():
+                left["sample", spec.name, seed, block] = float(bed.n * recipe.steps)
+    return left
+
+
+def effort(specs: Iterable[Spec], place: Workplace) -> float:
+    """About how many network evaluations are left for all of these cells together."""
+    return sum({task: units for spec in specs for task, units in tasks(spec, place).items()}.values())
+
+
+def share(spec: Spec, place: Workplace, *task: object) -> float:
+    """About how many network evaluations one step of a cell is, 0 if it is done."""
+    return sum(units for key, units in tasks(spec, place).items() if (key[0], *key[2:]) == (*task, 0, 0)[:3])
 
 
 _active: list["Display"] = []
@@ -73,11 +91,11 @@ class Display:
         self._line(f"{title} ...")
 
         def report(what: str, done: int, total: int, loss: float) -> None:
-            share = done / total
+            part = done / total
             suffix = f", loss {loss:.3f}" if loss else ""
-            self.bars.update(bar, completed=share, description=f"{title}: {what}{suffix}")
-            self.bars.update(self.whole, completed=before + units * share)
-            self.done = before + units * share
+            self.bars.update(bar, completed=part, description=f"{title}: {what}{suffix}")
+            self.bars.update(self.whole, completed=before + units * part)
+            self.done = before + units * part
             if time.monotonic() - self.spoken > EVERY:
                 self._line(f"{title}: {what} {done}/{total}{suffix}")
 

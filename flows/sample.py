@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows import cell
 from flows.forms import Bed, Blocks, Budget, Given, Methods, Request, command_line, progress, request, run_name
-from flows.progress import effort
+from flows.progress import share
 from flows.study import main
 
 
@@ -16,8 +16,7 @@ from flows.study import main
 def sample_block(asked: Request, seed: int, block: int) -> str:
     """Draw one block, or find its file; returns the path."""
     spec = asked.study().subject
-    units = effort(spec, "sample") / (len(spec.train_seeds) * len(spec.sample_seeds))
-    with progress(f"sample {spec.name}, block {block}", units) as report:
+    with progress(f"sample {spec.name}, block {block}", share(spec, asked.place, "sample", seed, block)) as report:
         return str(cell.sample(spec, seed, block, asked.place, report))
 
 

@@ -27,8 +27,8 @@ from torch import Tensor
 import catalog
 from catalog import Catalog, CatalogError, Cell, cell_name
 from flows.cell import BLOCK, Spec, Workplace, deployed, evaluate, feature_net, images, seconds, train
-from flows.progress import Display, effort, shown
-from flows.records import SCHEMA, Damaged, provenance, write_bytes, write_json
+from flows.progress import Display, effort, share, shown
+from flows.records import SCHEMA, Damaged, provenance, read_json, write_bytes, write_json
 from methods.core import run as core
 from methods.core.errors import Conflict, NothingMatched, Unavailable
 from methods.core.identity import training_fingerprint
@@ -128,22 +128,20 @@ def trainings(known: Catalog, bed: str, spend: Effort = FULL) -> dict[str, Spec]
 
 def record(this: Study, place: Workplace, results: Path) -> dict[str, Any]:
     """Run every cell of a study and write its record; a cell that cannot run becomes a record with its reason."""
+    path = results / this.subject.bed.name / f"{this.id}.json"
+    if path.exists():
+        read_json(path)  # a damaged record is named, not overwritten
     known: dict[str, Any] = {}
     reason = None
     for name, spec in this.specs.items():
         try:
-            with shown(name, cell_effort(spec)) as report:
+            with shown(name, effort([spec], place)) as report:
                 known[name] = evaluate(spec, place, report)
         except (Conflict, NothingMatched, Unavailable, RuntimeError) as error:
             if isinstance(error, Damaged):
                 raise
             reason = f"{name}: {error}"
     return write_record(this, known, reason, place, results)
-
-
-def cell_effort(spec: Spec) -> float:
-    """About how much work a whole cell is."""
-    return sum(effort(spec, step) for step in ("train", "compress", "sample", "evaluate"))
 
 
 def write_record(
@@ -246,7 +244,7 @@ def run(id: str, *, bed: str = "digits", work: Path = Path("work"), results: Pat
     """Measure one technique (or `baseline`) and write its record."""
     known = catalog.load()
     this = study(known, bed, id)
-    with Display(f"{id} on {bed}", sum(map(cell_effort, this.specs.values()))):
+    with Display(f"{id} on {bed}", effort(this.specs.values(), Workplace(work))):
         written = record(this, Workplace(work), results)
     if written["status"] == "failed":
         sys.exit(f"{id} on {bed}: {written['reason']}")
@@ -260,10 +258,11 @@ def train_one(id: str, *, bed: str = "digits", work: Path = Path("work")) -> Non
     if id not in found:
         raise CatalogError(f"There is no training {id!r} on {bed}; there are {', '.join(found)}.")
     spec = found[id]
-    with Display(f"training {id} on {bed}", effort(spec, "train")):
+    place = Workplace(work)
+    with Display(f"training {id} on {bed}", effort([spec], place)):
         for seed in spec.train_seeds:
-            with shown(f"{spec.name}, seed {seed}", effort(spec, "train") / len(spec.train_seeds)) as report:
-                train(spec, seed, Workplace(work), report)
+            with shown(f"{spec.name}, seed {seed}", share(spec, place, "train", seed)) as report:
+                train(spec, seed, place, report)
 
 
 @app.command(name="features")
@@ -308,7 +307,7 @@ def _run_job(job: tuple[str, str, Effort, Path, Path]) -> str:
     bed, id, spend, work, results = job
     started = time.perf_counter()
     this = study(catalog.load(), bed, id, spend)
-    with Display(id, sum(map(cell_effort, this.specs.values()))):
+    with Display(id, effort(this.specs.values(), Workplace(work))):
         written = record(this, Workplace(work), results)
     return f"measured {id} in {time.perf_counter() - started:.0f} s: {written['reason'] or 'ok'}"
 

@@ -19,10 +19,10 @@ from flows import forms
 from flows.compress import compress
 from flows.evaluate import evaluate
 from flows.forms import KNOWN, Bed, Blocks, Budget, Given, Methods, Request, parse, request, run_name
-from flows.progress import Display
+from flows.progress import Display, effort
 from flows.publish import publish
 from flows.sample import sample
-from flows.study import BASELINE, cell_effort, main, techniques_on
+from flows.study import BASELINE, main, techniques_on
 from flows.train import train
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def survey(
     """Train, compress, sample and evaluate; then publish. A technique that fails does not stop the others."""
     asked = requests(request(bed, methods, parameters, budget, blocks), [str(area) for area in areas])
     failed: list[str] = []
-    with Display(f"survey of {len(asked)} on {bed}", sum(map(units, asked))):
+    with Display(f"survey of {len(asked)} on {bed}", units(asked)):
         for one in asked:
             try:
                 measure(one)
@@ -57,9 +57,9 @@ def measure(asked: Request) -> None:
         step(**asked.form())
 
 
-def units(asked: Request) -> float:
-    """About how much work a request is."""
-    return sum(cell_effort(spec) for spec in asked.study().specs.values())
+def units(asked: list[Request]) -> float:
+    """About how much work requests are together."""
+    return effort([spec for one in asked for spec in one.study().specs.values()], asked[0].place)
 
 
 def requests(asked: Request, areas: list[str]) -> list[Request]:

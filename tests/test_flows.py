@@ -81,6 +81,26 @@ def test_damaged_records_are_named(tmp_path: Path) -> None:
         read_json(path)
 
 
+def test_a_damaged_record_is_not_overwritten(place: Workplace, tmp_path: Path) -> None:
+    path = tmp_path / "digits/deepcache.json"
+    path.parent.mkdir()
+    path.write_text("{")
+    with pytest.raises(Damaged, match=r"deepcache\.json"):
+        study.record(study.study(KNOWN, "digits", "deepcache", TINY), place, tmp_path)
+    assert path.read_text() == "{"
+
+
+def test_what_is_left_to_do_shrinks_as_steps_finish(place: Workplace) -> None:
+    from flows.progress import effort, share
+
+    spec = tiny({})
+    before, training = effort([spec, tiny({"deepcache": {}})], place), share(spec, place, "train", 0)
+    cell.train(spec, 0, place)
+    assert share(spec, place, "train", 0) == 0
+    assert effort([spec, tiny({"deepcache": {}})], place) == pytest.approx(before - training)
+    assert share(spec, place, "sample", 0, 1) == 4 * spec.bed.n
+
+
 def test_the_same_cell_is_the_same_bytes(place: Workplace, tmp_path: Path) -> None:
     first = cell.evaluate(tiny({"deepcache": {}}), place)
     second = cell.evaluate(tiny({"deepcache": {}}), Workplace(tmp_path / "again"))

@@ -4,8 +4,9 @@ A channel's importance is the first-order change of the loss without it, sum |th
 over noise levels. Nearly pure noise is easy and its gradients only add clutter, so levels are taken from clean to
 noisy until the loss falls below a share of its maximum.
 
-Source: Fang, Ma, Wang 2023 "Structural Pruning for Diffusion Models" (2305.10924), section 3.3 and algorithm 1; the
-stopping rule as in the official code. Dependencies between layers by torch-pruning (DepGraph, 2301.12900).
+Source: Fang, Ma, Wang 2023 "Structural Pruning for Diffusion Models" (2305.10924): Taylor expansion over pruned time
+steps; importance and stopping rule as in the official code. Dependencies between layers by torch-pruning (DepGraph,
+2301.12900).
 Limits: a uniform ratio for all convolutions; the inner channels of attention and conditioning stay.
 Cost: one batch of gradients at up to 100 levels, and the fine-tuning, `fraction` of the base training.
 """

@@ -3,8 +3,8 @@
 Above a certain noise level rough and real samples look alike, so the steps above it can be replaced by one pass of a
 variational autoencoder; the diffusion model, which is not trained again, repairs what the autoencoder got wrong.
 
-Source: Lyu et al. 2022 "Accelerating Diffusion Models via Early Stop of the Diffusion Process" (2205.12524), section 3,
-algorithm 2.
+Source: Lyu et al. 2022 "Accelerating Diffusion Models via Early Stop of the Diffusion Process" (2205.12524), sampling
+as in the official code: diffuse a generated sample to T', then denoise.
 Limits: the prior is a small class-conditional VAE trained here; the paper also uses GANs.
 Cost: training the VAE.
 """

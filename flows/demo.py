@@ -11,7 +11,7 @@ os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from flows.forms import QUICK, Request
 from flows.progress import Display
@@ -49,7 +49,14 @@ def demo() -> None:
 
 def table(asked: list[Request]) -> Table:
     """The numbers of the demo."""
-    rows = Table("recipe", "FD-smallnet", "evaluations", "MACs / sample", "parameters", title="digits, a quick look")
+    rows = Table(
+        Column("recipe", no_wrap=True),
+        "FD-smallnet",
+        "evaluations",
+        "MACs / sample",
+        "parameters",
+        title="digits, a quick look",
+    )
     for one in asked:
         written = read_json(one.record)
         cell = written["cells"][written["default"]]

@@ -108,7 +108,6 @@ class Display:
         if self.bars.disable:
             self.spoken = time.monotonic()
             passed = self.spoken - self.started
-            left = (
-                f", about {passed * (self.total / self.done - 1):.0f} s left" if self.done > 0.02 * self.total else ""
-            )
+            known = 0.02 * self.total < self.done < self.total
+            left = f", about {passed * (self.total / self.done - 1):.0f} s left" if known else ""
             self.console.print(f"[{passed:4.0f} s{left}] {text}", highlight=False, markup=False)

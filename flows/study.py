@@ -39,6 +39,8 @@ from methods.measure.reference import UNITS, Reference, floor
 BASELINE = "baseline"
 ROWS = 8
 """Rows of a sample grid; a column per class."""
+SHOWN = 2 * BLOCK**2 - BLOCK
+"""The first seed of a sample grid, beyond those of any block that is measured."""
 TIMED, ROUNDS = 16, 6
 """Samples per timed call, and interleaved rounds."""
 
@@ -97,13 +99,8 @@ def _study(known: Catalog, bed_name: str, id: str, cells: Sequence[Cell], spend:
     bed = known.bed(bed_name)
     blocks = bed.seeds.sample[: spend.blocks]
     specs = [Spec(known, bed, cell, bed.seeds.train, blocks, spend.budget, fidelity=spend == FULL) for cell in cells]
-    names = [spec.name for spec in specs]
-    return Study(
-        id,
-        names[0],
-        names[min(1, len(names) - 1)] if id != BASELINE else names[0],
-        dict(zip(names, specs, strict=True)),
-    )
+    subject, control = specs[0], specs[0] if id == BASELINE else specs[1]
+    return Study(id, subject.name, control.name, {spec.name: spec for spec in specs})
 
 
 def techniques_on(known: Catalog, bed: str) -> list[str]:
@@ -173,8 +170,7 @@ def picture(spec: Spec, place: Workplace) -> bytes:
     classes = spec.bed.classes
     labels = torch.arange(classes).repeat(ROWS)
     ready = deployed(spec, spec.train_seeds[0], place)
-    seeds = range(-BLOCK, -BLOCK + len(labels))
-    drawn = core.generate(spec.recipe, ready, labels, [seed + 2 * BLOCK * BLOCK for seed in seeds])
+    drawn = core.generate(spec.recipe, ready, labels, range(SHOWN, SHOWN + len(labels)))
     return png(drawn, classes)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from methods.core.denoiser import Labels
@@ -20,19 +20,42 @@ Report = Callable[[str, int, int, float], None]
 """(what is being fitted, steps done, steps in all, current loss): progress for whoever wants to show it."""
 
 
+BATCH = 128
+"""Samples of a step of `descend`."""
+
+
+def descend(
+    module: nn.Module, loss: Callable[[Int[Tensor, "b"]], Tensor], n: int, iterations: int, rate: float,
+    rng: torch.Generator, report: Report, what: str,
+) -> int:  # fmt: skip
+    """Minimise `loss(rows)` over random rows of n samples by Adam with a cosine decay; returns how many were seen."""
+    optimizer = torch.optim.Adam(module.parameters(), lr=rate, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
+    for i in range(iterations):
+        value = loss(torch.randint(n, (BATCH,), generator=rng, device=rng.device))
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+        schedule.step()
+        if (i + 1) % 50 == 0 or i + 1 == iterations:
+            report(what, i + 1, iterations, value.item())
+    module.requires_grad_(False)
+    return iterations * BATCH
+
+
 class Codec(nn.Module, ABC):
-    """Images [b, c, h, w] <-> the space the diffusion lives in [b, *s]."""
+    """Images [b, c, h, w], or points of the plane, <-> the space the diffusion lives in [b, *s]."""
 
     bounds: tuple[float, float] | None
     """The range of clean values, to which estimates of x_0 are clipped; None where there is none."""
 
     @abstractmethod
-    def encode(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b *s"]: ...
+    def encode(self, images: Float[Tensor, "b *p"]) -> Float[Tensor, "b *s"]: ...
 
     @abstractmethod
-    def decode(self, x: Float[Tensor, "b *s"]) -> Float[Tensor, "b c h w"]: ...
+    def decode(self, x: Float[Tensor, "b *s"]) -> Float[Tensor, "b *p"]: ...
 
-    def fit(self, images: Float[Tensor, "n c h w"], iterations: int, rng: torch.Generator, report: Report) -> int:
+    def fit(self, images: Float[Tensor, "n *p"], iterations: int, rng: torch.Generator, report: Report) -> int:
         """Train the codec; returns how many images it saw."""
         return 0
 
@@ -49,10 +72,10 @@ class Identity(Codec):
 
     bounds = (-1.0, 1.0)
 
-    def encode(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def encode(self, images: Float[Tensor, "b *p"]) -> Float[Tensor, "b *p"]:
         return images
 
-    def decode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def decode(self, x: Float[Tensor, "b *p"]) -> Float[Tensor, "b *p"]:
         return x
 
 

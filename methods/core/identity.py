@@ -10,18 +10,27 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from methods.core.recipe import TRAINING, Recipe
 
 
 def describe(value: Any) -> Any:
-    """A value of a recipe as plain JSON: classes by name, dataclasses by field."""
-    if isinstance(value, (list, tuple)):
-        return [describe(item) for item in value]
-    if is_dataclass(value) and not isinstance(value, type):
-        return {"class": type(value).__name__, **{f.name: describe(getattr(value, f.name)) for f in fields(value)}}
+    """A value of a recipe as plain JSON: objects by class and attributes, tensors by their numbers.
+
+    Raises TypeError for what has neither: two recipes that differ in it would look the same.
+    """
     if isinstance(value, (str, int, float, bool, type(None))):
         return value
-    return {"class": type(value).__name__}
+    if isinstance(value, (list, tuple)):
+        return [describe(item) for item in value]
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"class": type(value).__name__, **{f.name: describe(getattr(value, f.name)) for f in fields(value)}}
+    if type(value).__module__.startswith("methods."):
+        return {"class": type(value).__name__, **{name: describe(held) for name, held in vars(value).items()}}
+    raise TypeError(f"A recipe cannot hold a {type(value).__name__}: it has no description to tell it from another.")
 
 
 def training_fingerprint(recipe: Recipe, context: str = "") -> str:
@@ -66,7 +75,10 @@ def modules_of(value: Any) -> set[str]:
 
 @cache
 def code_digest(modules: frozenset[str]) -> str:
-    """A digest of these modules of `methods` and all they import from it; comments and docstrings do not count."""
+    """A digest of these modules of `methods` and all they import from it.
+
+    Comments, docstrings and the annotations of functions do not count.
+    """
     digest = hashlib.sha256()
     for name in sorted(import_closure(modules)):
         digest.update(f"{name}\n{_code(name)}\n".encode())
@@ -110,6 +122,10 @@ def _code(module: str) -> str:
         body = getattr(node, "body", None)
         if isinstance(body, list):
             node.body = [s for s in body if not _is_docstring(s)]  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.returns = None
     return ast.dump(tree)
 
 

@@ -107,7 +107,9 @@ def optimise(
     rng = torch.Generator(x0.device).manual_seed(seed + 1)
     net = student.net.train()
     average = copy.deepcopy(net)
-    optimizer = torch.optim.Adam(net.parameters(), lr=fit.learning_rate)
+    means: list[Tensor] = [*average.parameters()]
+    weights: list[Tensor] = [*net.parameters()]
+    optimizer = torch.optim.Adam(net.parameters(), lr=fit.learning_rate, fused=True)
     warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(1.0, (i + 1) / fit.warmup))
     queue = torch.empty(0, dtype=torch.long)
     for i in range(fit.iterations):
@@ -122,8 +124,7 @@ def optimise(
         warmup.step()
         decay = min(fit.ema, (1 + i) / (10 + i))
         with torch.no_grad():
-            for mean, now in zip(average.parameters(), net.parameters(), strict=True):
-                mean.lerp_(now, 1 - decay)
+            torch._foreach_lerp_(means, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         if (i + 1) % 50 == 0 or i + 1 == fit.iterations:
             report(what, i + 1, fit.iterations, loss.item())
     return average.eval().requires_grad_(False)
@@ -190,7 +191,7 @@ def ship(recipe: Recipe, model: Model) -> Model:
 @torch.inference_mode()
 def generate(
     recipe: Recipe, deployed: Deployed, labels: Int[Tensor, "b"], seeds: Sequence[int]
-) -> Float[Tensor, "b c h w"]:
+) -> Float[Tensor, "b *p"]:
     """Decoded samples, one per label and seed."""
     noise = SampleNoise(seeds, device())
     labels = labels.to(device())

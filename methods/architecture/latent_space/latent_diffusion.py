@@ -17,11 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.core.activation import count
-from methods.core.calibration import Codec, Report, Space
+from methods.core.calibration import Codec, Report, Space, descend
 from methods.core.recipe import Method, edit
 from methods.nets.autoencoder import ConvAutoencoder, divergence
-
-BATCH = 128
 
 
 class LatentCodec(Codec):
@@ -45,25 +43,18 @@ class LatentCodec(Codec):
         return self.autoencoder.decode(x / self.scale + self.shift)
 
     def fit(self, images: Float[Tensor, "n c h w"], iterations: int, rng: torch.Generator, report: Report) -> int:
-        optimizer = torch.optim.Adam(self.autoencoder.parameters(), lr=2e-3)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
-        for i in range(iterations):
-            x = images[torch.randint(len(images), (BATCH,), generator=rng, device=rng.device)]
+        def loss(rows: Tensor) -> Tensor:
+            x = images[rows]
             mean, log_variance = self.autoencoder.posterior(x)
             noise = torch.randn(mean.shape, generator=rng, device=rng.device)
             decoded = self.autoencoder.decode(mean + (0.5 * log_variance).exp() * noise)
-            loss = F.mse_loss(decoded, x) + self.kl * divergence(mean, log_variance).mean()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            if (i + 1) % 50 == 0 or i + 1 == iterations:
-                report("autoencoder", i + 1, iterations, loss.item())
-        self.autoencoder.requires_grad_(False)
+            return F.mse_loss(decoded, x) + self.kl * divergence(mean, log_variance).mean()
+
+        seen = descend(self.autoencoder, loss, len(images), iterations, 2e-3, rng, report, "autoencoder")
         latents = self.autoencoder.posterior(images)[0]
         self.shift.copy_(latents.mean())
         self.scale.copy_(1 / latents.std())
-        return iterations * BATCH
+        return seen
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ class Halving(Phase):
         for steps in (recipe.steps << i for i in reversed(range(halvings))):
             objective = TwoStepsInOne(recipe.grid(recipe.process, 2 * steps))
             teacher = network(recipe, model)
+            teacher.bounds = None  # algorithm 2 clips nothing
             model.net = copy.deepcopy(model.net).requires_grad_(True)
             student = network(recipe, model)
             model.net = optimise(student, teacher, objective, x0, labels, fit, seed, report, f"{steps}-step student")

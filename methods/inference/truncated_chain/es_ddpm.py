@@ -17,14 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.core.activation import count
-from methods.core.calibration import Report, Start, Starter
+from methods.core.calibration import Report, Start, Starter, descend
 from methods.core.denoiser import NULL, Labels
 from methods.core.process import Process, angle
 from methods.core.recipe import Method, edit
 from methods.core.sampling import SampleNoise
 from methods.nets.autoencoder import VectorVAE, divergence
 
-BATCH = 128
 DEVIATION = 0.25
 """Standard deviation of the decoder's Gaussian, in units of x_0."""
 
@@ -50,21 +49,15 @@ class RoughStart(Starter):
     def fit(
         self, x0: Float[Tensor, "n *s"], labels: Labels, iterations: int, rng: torch.Generator, report: Report
     ) -> int:
-        optimizer = torch.optim.Adam(self.vae.parameters(), lr=1e-3)
-        for i in range(iterations):
-            chosen = torch.randint(len(x0), (BATCH,), generator=rng, device=rng.device)
-            x = x0[chosen].flatten(1)
-            known = torch.full((BATCH,), NULL, device=x.device) if labels is None else labels[chosen]
+        def loss(rows: Tensor) -> Tensor:
+            x = x0[rows].flatten(1)
+            known = torch.full((len(x),), NULL, device=x.device) if labels is None else labels[rows]
             mean, log_variance = self.vae.posterior(x, known)
             z = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=rng, device=rng.device)
             error = F.mse_loss(self.vae.decode(z, known), x, reduction="none").sum(1) / (2 * DEVIATION**2)
-            loss = (error + divergence(mean, log_variance)).mean()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            if (i + 1) % 50 == 0 or i + 1 == iterations:
-                report("prior of the start", i + 1, iterations, loss.item())
-        return iterations * BATCH
+            return (error + divergence(mean, log_variance)).mean()
+
+        return descend(self.vae, loss, len(x0), iterations, 1e-3, rng, report, "prior of the start")
 
 
 @dataclass(frozen=True)

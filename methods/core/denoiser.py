@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from methods.core.parameterization import Parameterization
-from methods.core.process import Process, angle, like
+from methods.core.process import Process, like
 
 Labels = Int[Tensor, "b"] | None
 NULL = -1
@@ -50,11 +50,11 @@ class Network(Denoiser):
     def predict(self, x_t: Float[Tensor, "b *s"], t: Tensor, labels: Labels = None) -> Float[Tensor, "b *s"]:
         """F itself, in float32, as the parameterization defines it."""
         self.rows, self.calls = self.rows + len(x_t), self.calls + 1
-        u = angle(self.process.lam(t)).to(x_t).expand(len(x_t))
+        u = self.process.angle(t).to(x_t).expand(len(x_t))
         if labels is None:
             labels = torch.full((len(x_t),), NULL, device=x_t.device)
-        scale = like(self.parameterization.input_scale(self.process, t), x_t)
-        return self.evaluate(scale * x_t, u, labels).float()
+        scale = self.parameterization.input_scale(self.process, t)
+        return self.evaluate(x_t if scale is None else like(scale, x_t) * x_t, u, labels).float()
 
     def evaluate(self, x: Float[Tensor, "b *s"], u: Float[Tensor, "b"], labels: Int[Tensor, "b"]) -> Tensor:
         """Run the network on scaled inputs and noise levels u in [0, 1]."""

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from methods.core.process import Process, like
+from methods.core.process import Process, combine
 
 
 class Parameterization(ABC):
@@ -23,21 +23,26 @@ class Parameterization(ABC):
     def pair(self, process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
         """(a, b) at time t, each of t's shape."""
 
-    def input_scale(self, process: Process, t: Tensor) -> Tensor:
-        """What x_t is multiplied by before the network sees it: unit variance for noise and unit-variance data."""
+    def input_scale(self, process: Process, t: Tensor) -> Tensor | None:
+        """What x_t is multiplied by before the network sees it: unit variance for noise and unit-variance data.
+
+        None where that is 1.
+        """
+        if process.preserves_variance:
+            return None
         return torch.rsqrt(process.alpha(t) ** 2 + process.sigma(t) ** 2)
 
     def target(self, process: Process, x0: Tensor, eps: Tensor, t: Tensor) -> Float[Tensor, "b *s"]:
         """F = a x_0 + b eps."""
         a, b = self.pair(process, t)
-        return like(a, x0) * x0 + like(b, x0) * eps
+        return combine(a, x0, b, eps)
 
     def clean(self, process: Process, x_t: Tensor, prediction: Tensor, t: Tensor) -> Float[Tensor, "b *s"]:
         """The estimate of x_0 that a prediction F stands for."""
         a, b = self.pair(process, t)
         sigma = process.sigma(t)
         scale = process.alpha(t) * b - sigma * a
-        return like(b / scale, x_t) * x_t - like(sigma / scale, x_t) * prediction
+        return combine(b / scale, x_t, -sigma / scale, prediction)
 
     def gain(self, process: Process, t: Tensor) -> Tensor:
         """|d x_0 / d F|: an error of F is this many times larger, or smaller, on x_0."""

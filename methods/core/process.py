@@ -10,6 +10,7 @@ Source: Kingma et al. 2021 "Variational Diffusion Models" (2107.00630), section 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -21,6 +22,8 @@ class Process(ABC):
 
     lam_start: float
     """Where sampling starts: the signal left there is below what a sample can show, but not zero."""
+    preserves_variance: ClassVar[bool] = False
+    """Whether alpha^2 + sigma^2 = 1."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor: ...
@@ -36,15 +39,26 @@ class Process(ABC):
         """Half the log SNR: +inf at t = 0."""
         return torch.log(self.alpha(t) / self.sigma(t))
 
+    def angle(self, t: Tensor) -> Tensor:
+        """The noise level as the angle in [0, 1] that networks are told: `angle(lam(t))`."""
+        return torch.atan2(self.sigma(t), self.alpha(t)) * (2 / math.pi)
+
     def diffuse(self, x0: Float[Tensor, "b *s"], eps: Float[Tensor, "b *s"], t: Tensor) -> Float[Tensor, "b *s"]:
         """Draw x_t from q(x_t | x_0) with the given noise; t is [] or [b]."""
-        return like(self.alpha(t), x0) * x0 + like(self.sigma(t), x0) * eps
+        return combine(self.alpha(t), x0, self.sigma(t), eps)
 
 
 def like(coefficient: Tensor, x: Tensor) -> Tensor:
     """A coefficient per sample ([b]) or for all ([]), in the dtype of x and shaped to multiply it."""
     coefficient = coefficient.to(x)
     return coefficient.reshape(-1, *[1] * (x.ndim - 1)) if coefficient.ndim else coefficient
+
+
+def combine(a: Tensor, x: Float[Tensor, "b *s"], b: Tensor, y: Float[Tensor, "b *s"]) -> Float[Tensor, "b *s"]:
+    """a x + b y with coefficients per sample ([b]) or for all ([], which takes two passes over memory, not three)."""
+    if a.ndim == b.ndim == 0:
+        return torch.add(x * a.item(), y, alpha=b.item())
+    return like(a, x) * x + like(b, y) * y
 
 
 def angle(lam: Tensor) -> Tensor:
@@ -69,6 +83,7 @@ class Cosine(Process):
     """
 
     lam_start: float = -5.0
+    preserves_variance: ClassVar[bool] = True
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.cos(t * (math.pi / 2))
@@ -78,3 +93,6 @@ class Cosine(Process):
 
     def time(self, lam: Tensor) -> Tensor:
         return angle(lam)
+
+    def angle(self, t: Tensor) -> Tensor:
+        return t

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from methods.core.denoiser import Denoiser, Labels
-from methods.core.process import Process, angle, lam_of_angle, like
+from methods.core.process import Process, angle, combine, lam_of_angle
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
@@ -39,7 +39,7 @@ def transfer(process: Process, x: Float[Tensor, "b *s"], x0: Float[Tensor, "b *s
     Source: Song et al. 2021 (2010.02502), eq. 12 with sigma = 0, for any process.
     """
     ratio = process.sigma(s) / process.sigma(t)
-    return like(ratio, x) * x + like(process.alpha(s) - process.alpha(t) * ratio, x) * x0
+    return combine(ratio, x, process.alpha(s) - process.alpha(t) * ratio, x0)
 
 
 class Grid(ABC):

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from methods.core.activation import count
-from methods.core.process import Process, angle, like
+from methods.core.process import Process, combine, like
 from methods.core.recipe import Method, edit
 from methods.core.sampling import Denoise, SampleNoise, Solver, transfer
 
@@ -33,13 +33,13 @@ class DDIM(Solver):
         self, denoise: Denoise, process: Process, x: Float[Tensor, "b *s"], t: Tensor, s: Tensor, past: None,
         noise: SampleNoise,
     ) -> tuple[Float[Tensor, "b *s"], None]:  # fmt: skip
-        count("steps_skipped", skipped(process, t, s))
+        count("steps_skipped", skipped(t, s))
         return transfer(process, x, denoise(x, t), t, s), None
 
 
-def skipped(process: Process, t: Tensor, s: Tensor) -> int:
+def skipped(t: Tensor, s: Tensor) -> int:
     """How many steps of the chain of 1,000 the jump from t to s leaves out."""
-    return round(CHAIN * float(angle(process.lam(t)) - angle(process.lam(s)))) - 1
+    return round(CHAIN * (t - s).item()) - 1
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,14 @@ class StochasticDDIM(Solver):
         self, denoise: Denoise, process: Process, x: Float[Tensor, "b *s"], t: Tensor, s: Tensor, past: None,
         noise: SampleNoise,
     ) -> tuple[Float[Tensor, "b *s"], None]:  # fmt: skip
-        count("steps_skipped", skipped(process, t, s))
+        count("steps_skipped", skipped(t, s))
         x0 = denoise(x, t)
-        eps = (x - like(process.alpha(t), x) * x0) / like(process.sigma(t), x)
+        sigma = process.sigma(t)
+        eps = combine(1 / sigma, x, -process.alpha(t) / sigma, x0)
         # Eq. 16 in lam: sqrt((1 - a_s) / (1 - a_t)) sqrt(1 - a_t / a_s) = sigma_s sqrt(1 - e^{-2h}), h = lam_s - lam_t.
         fresh = self.eta * process.sigma(s) * torch.sqrt(-torch.expm1(2 * (process.lam(t) - process.lam(s))))
         kept = torch.sqrt(process.sigma(s) ** 2 - fresh**2)
-        return like(process.alpha(s), x) * x0 + like(kept, x) * eps + like(fresh, x) * noise(tuple(x.shape[1:])), None
+        return combine(process.alpha(s), x0, kept, eps) + like(fresh, x) * noise(tuple(x.shape[1:])), None
 
 
 def ddim(steps: int = 20, eta: float = 0.0) -> Method:

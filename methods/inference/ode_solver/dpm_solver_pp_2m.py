@@ -13,12 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from methods.core.activation import count
-from methods.core.process import Process, like
+from methods.core.process import Process, combine
 from methods.core.recipe import Method, edit
 from methods.core.sampling import Denoise, SampleNoise, Solver, transfer
 
 Past = tuple[Tensor, Tensor] | None
-"""The previous time and the estimate made there."""
+"""lam at the previous time, and the estimate made there."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class DPMSolverPP2M(Solver):
         self, denoise: Denoise, process: Process, x: Float[Tensor, "b *s"], t: Tensor, s: Tensor, past: Past,
         noise: SampleNoise,
     ) -> tuple[Float[Tensor, "b *s"], Past]:  # fmt: skip
-        x0 = denoise(x, t)
+        x0, lam = denoise(x, t), process.lam(t)
         estimate = x0
         if past is not None and s > 0:
             count("multistep_updates", len(x))
-            before, x0_before = past
-            h, h_before = process.lam(s) - process.lam(t), process.lam(t) - process.lam(before)
-            estimate = x0 + like(h / (2 * h_before), x) * (x0 - x0_before)
-        return transfer(process, x, estimate, t, s), (t, x0)
+            lam_before, x0_before = past
+            r = (process.lam(s) - lam) / (2 * (lam - lam_before))
+            estimate = combine(1 + r, x0, -r, x0_before)
+        return transfer(process, x, estimate, t, s), (lam, x0)
 
 
 def dpm_solver_pp_2m(steps: int = 10) -> Method:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from methods.core.activation import count
-from methods.core.process import Process, like
+from methods.core.process import Process, combine
 from methods.core.recipe import Method, edit
 from methods.core.sampling import Denoise, SampleNoise, Solver, transfer
 
@@ -37,7 +37,7 @@ class Heun(Solver):
             return euler, None
         count("corrections", len(x))
         half_ratio = torch.exp(process.lam(s) - process.lam(t)) / 2
-        return transfer(process, x, x0 + like(half_ratio, x) * (denoise(euler, s) - x0), t, s), None
+        return transfer(process, x, combine(1 - half_ratio, x0, half_ratio, denoise(euler, s)), t, s), None
 
 
 def edm_heun(steps: int = 10) -> Method:

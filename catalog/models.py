@@ -22,6 +22,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Number = StrictInt | StrictFloat
 Status = Literal["verified", "unverified"]
+Scale = Literal["toy", "reduced", "paper"]
 Axis = Literal["evaluations", "macs", "parameters", "bytes", "latency", "memory", "training"]
 Training = Literal["net", "process", "parameterization", "times", "weight", "coupling", "label_dropout", "space"]
 Sampling = Literal["start", "guidance", "grid", "sampler", "steps", "precision"]
@@ -263,8 +264,22 @@ class Survey(Paper):
 
 
 class Seeds(Entry):
-    train: tuple[int, ...]
-    sample: tuple[int, ...]
+    """A block of samples for every sampling seed: all from one training seed, or each from its own."""
+
+    train: Annotated[tuple[int, ...], Field(min_length=1)]
+    sample: Annotated[tuple[int, ...], Field(min_length=1)]
+
+    @property
+    def blocks(self) -> tuple[tuple[int, int], ...]:
+        """(training seed, sampling seed) of every block."""
+        train = self.train * len(self.sample) if len(self.train) == 1 else self.train
+        return tuple(zip(train, self.sample, strict=True))
+
+    @model_validator(mode="after")
+    def _pair(self) -> Self:
+        if len(self.train) not in (1, len(self.sample)):
+            raise ValueError("give one training seed, or one for every sampling seed")
+        return self
 
 
 class Network(Entry):
@@ -300,7 +315,8 @@ class Features(Entry):
 class Bed(Entry):
     """A test bed; `shape` is [channels, height, width] or [coordinates], `n` the samples of one seed.
 
-    A bed whose denoiser is known exactly has no network, fit, augment or features.
+    `scale` says how far it is from what papers report on; `batch` samples are drawn at a time. A bed whose denoiser is
+    known exactly has no network, fit, augment or features.
     """
 
     name: Name
@@ -309,9 +325,11 @@ class Bed(Entry):
     data: Text
     source: Text
     license: Text
+    scale: Scale
     shape: tuple[PositiveInt, ...]
     classes: Annotated[int, Field(ge=0)]
     n: PositiveInt
+    batch: PositiveInt
     seeds: Seeds
     network: Network | None = None
     fit: Fit | None = None

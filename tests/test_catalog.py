@@ -67,7 +67,7 @@ def line_of(root: Path, file: str, text: str) -> int:
         ("retrains: false", "retrain: false", "retrains", "Field required"),
         ("code: ermongroup", "kode: ermongroup", "kode", "Extra inputs are not permitted"),
         ("changes: [sampler,", "changes: [solver,", "changes[0]", "'sampler'"),
-        ("beds: [digits]", "beds: [digitz]", "beds[0]", "no bed 'digitz'; did you mean digits?"),
+        ("beds: [digits,", "beds: [digitz,", "beds[0]", "no bed 'digitz'; did you mean digits?"),
         ("default: 20", "default: 0", "parameters.steps", "0 is below 1"),
         ("default: 20", "default: 20\n    beds: {digit: 4}", "parameters.steps.beds.digit", "did you mean"),
         ("survey: ma2024", "survey: ma2025", "surveys[0].survey", "no survey 'ma2025'; did you mean ma2024"),

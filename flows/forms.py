@@ -21,7 +21,7 @@ from pydantic import Field
 
 import catalog
 from flows.cell import Workplace
-from flows.home import PUBLIC, RESULTS, WORK
+from flows.home import PUBLIC, QUICK, RESULTS, WORK
 from flows.progress import shown
 from flows.study import BASELINE, FULL, Effort, Study, composed, study
 from methods.core.calibration import Report
@@ -32,8 +32,6 @@ BedName = StrEnum("BedName", {name: name for name in KNOWN.beds}, module=__name_
 TechniqueId = StrEnum("TechniqueId", {id: id for id in KNOWN.techniques}, module=__name__)
 AreaName = StrEnum("AreaName", {area.id: area.id for area in KNOWN.taxonomy.areas}, module=__name__)
 Parameters = dict[str, dict[str, float]]
-QUICK = WORK / "quick"
-"""Where a quick look, at less than full effort, leaves its files: never among the results."""
 
 
 def asks(position: int, title: str, description: str, **bounds: Any) -> Any:

@@ -5,3 +5,5 @@ from pathlib import Path
 
 HOME = Path(os.environ.get("ATLAS_HOME") or Path(__file__).resolve().parent.parent)
 WORK, RESULTS, PUBLIC = HOME / "work", HOME / "results", HOME / "public"
+QUICK = WORK / "quick"
+"""Where a quick look, at less than full effort, leaves its files: never among the results."""

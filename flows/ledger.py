@@ -6,34 +6,45 @@ Verdicts are computed here from the records, each time, and stored nowhere: ther
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal, get_args
 
-from catalog import Catalog, Cell, Claim, Technique, cell_name
+from catalog import Catalog, CatalogError, Cell, Claim, Scale, Seeds, Technique, cell_name
+from flows import history
+from flows.cell import Spec
+from flows.history import Terms
 from flows.records import read_json
+from flows.score import identity
+from methods.core.recipe import Conflict
 from methods.measure.activation import fired
 from methods.measure.statistics import benjamini_hochberg
 from methods.measure.verdict import Values, Verdict, verdict
 
 Status = Literal["supported", "not supported", "inconclusive", "not tested"]
-Scale = Literal["toy", "reduced"]
 Record = dict[str, Any]
+Stale = Mapping[str, Mapping[str, Mapping[str, str]]]
+"""By bed, record and cell: why a number is no longer what code and catalog would give."""
 
 STATUSES: tuple[Status, ...] = get_args(Status)
-SCALES: dict[str, Scale] = {"digits": "toy", "mixture": "toy", "mnist": "reduced", "cifar10": "reduced"}
+FALSE_DISCOVERIES = 0.05
+"""The share of wrong decisions among all decisions of the ledger that is accepted."""
 NO_RESULT = "no result yet"
 EXACT_UNITS = {
     "evaluations": "evaluations per sample",
     "sequential_calls": "calls one after another",
     "macs": "multiply-accumulates per sample",
     "parameters": "parameters",
+    "active_parameters": "parameters",
     "bytes": "bytes",
     "training_images": "images",
+    "training_macs": "multiply-accumulates",
     "one_off_images": "images",
+    "one_off_macs": "multiply-accumulates",
 }
 """Units of the exact numbers under `cost`, which records leave out."""
+BESIDE = (".cost.json", ".claims.json")
+"""What lies beside a record: numbers of one machine, and the terms of its claims."""
 EFFORT = ("seeds", "n", "budget")
 """What two cells must share for their numbers to be compared."""
 
@@ -47,10 +58,10 @@ class Judged:
     """A claim on a bed with its verdict.
 
     `verdict` is None exactly when the status is `not tested`, and then `reason` says why. `arm` and `control` are names
-    of cells; `train` and `sample` the seeds behind each of them, `n` the samples of one seed, `budget` the share of
-    the bed's training they had. `adjusted` is the p-value
-    after controlling the false-discovery rate over the whole ledger, None for exact numbers. A claim that nothing here
-    can test has no bed.
+    of cells; `train` and `sample` the seeds behind each of them, `n` the samples of one block, `budget` the share of
+    the bed's training they had. `adjusted` is the p-value after controlling the false-discovery rate over the whole
+    ledger, None for exact numbers. `stale` says what changed since the numbers were made, None where nothing did;
+    `terms` is the history of the claim on this bed, oldest first. A claim that nothing here can test has no bed.
     """
 
     technique: str
@@ -68,6 +79,8 @@ class Judged:
     n: int | None = None
     budget: float = 1.0
     adjusted: float | None = None
+    stale: str | None = None
+    terms: tuple[Terms, ...] = ()
 
 
 def read_records(results: Path) -> dict[str, dict[str, Record]]:
@@ -79,16 +92,24 @@ def read_records(results: Path) -> dict[str, dict[str, Record]]:
 def record_files(folder: Path) -> list[Path]:
     """The deterministic records of a bed's folder, in order."""
     paths = sorted(folder.glob("[!.]*.json"))
-    return [path for path in paths if path.name != "floor.json" and not path.name.endswith(".cost.json")]
+    return [path for path in paths if path.name != "floor.json" and not path.name.endswith(BESIDE)]
 
 
 def judge(catalog: Catalog, results: Path) -> list[Judged]:
     """Every claim of every technique on each of its beds, in the catalog's order. Raises Damaged."""
-    return judge_records(catalog, read_records(results))
+    records = read_records(results)
+    judged = judge_records(catalog, records, stale(catalog, records, read_floors(results)))
+    histories = {(bed, id): history.read(results, bed, id) for bed in records for id in records[bed]}
+    return [
+        replace(each, terms=histories.get((each.bed or "", each.technique), {}).get(each.claim.id, ()))
+        for each in judged
+    ]
 
 
-def judge_records(catalog: Catalog, records: Mapping[str, Mapping[str, Record]]) -> list[Judged]:
-    """As `judge`, from records already read."""
+def judge_records(
+    catalog: Catalog, records: Mapping[str, Mapping[str, Record]], old: Stale | None = None
+) -> list[Judged]:
+    """As `judge`, from records already read; `old` are the numbers known to be stale."""
     judged = [
         _judge(catalog, technique, claim, bed, records.get(bed or "", {}).get(technique.id))
         for technique in catalog.techniques.values()
@@ -98,8 +119,60 @@ def judge_records(catalog: Catalog, records: Mapping[str, Mapping[str, Record]])
     uncertain = [index for index, each in enumerate(judged) if each.verdict and each.verdict.interval.n > 1]
     adjusted = benjamini_hochberg([verdict.p for index in uncertain if (verdict := judged[index].verdict)])
     for index, p in zip(uncertain, adjusted, strict=True):
-        judged[index] = replace(judged[index], adjusted=p)
-    return judged
+        judged[index] = _held_back(judged[index], p, len(uncertain))
+    return [replace(each, stale=_why_stale(each, old or {})) for each in judged]
+
+
+def _held_back(judged: Judged, adjusted: float, tests: int) -> Judged:
+    """The claim with its adjusted p-value; a decision that does not stand among so many tests is taken back."""
+    reached = judged.verdict
+    assert reached is not None
+    if reached.status == "inconclusive" or adjusted <= FALSE_DISCOVERIES:
+        return replace(judged, adjusted=adjusted)
+    text = f"{reached.text} Inconclusive among {tests} tests: adjusted p = {adjusted:.3f}."
+    return replace(
+        judged, status="inconclusive", adjusted=adjusted, verdict=replace(reached, status="inconclusive", text=text)
+    )
+
+
+def _why_stale(judged: Judged, old: Stale) -> str | None:
+    """What changed since the numbers behind a verdict were made."""
+    cells = old.get(judged.bed or "", {}).get(judged.technique, {})
+    found = [cells[name] for name in (judged.arm, judged.control) if name and name in cells]
+    return found[0] if found and judged.verdict else None
+
+
+def read_floors(results: Path) -> dict[str, Record]:
+    """The floor of every bed that has one. Raises Damaged."""
+    return {path.parent.name: read_json(path) for path in sorted(results.glob("*/floor.json"))}
+
+
+def stale(catalog: Catalog, records: Mapping[str, Mapping[str, Record]], floors: Mapping[str, Record]) -> Stale:
+    """Every cell whose recorded fingerprint is not the one that code and catalog give it now."""
+    return {
+        bed: {id: _stale_cells(catalog, bed, record, floors.get(bed)) for id, record in known.items()}
+        for bed, known in records.items()
+    }
+
+
+def _stale_cells(catalog: Catalog, bed: str, record: Record, floor: Record | None) -> dict[str, str]:
+    extractor = (record["features"] or {}).get("sha256", "")
+    if floor and floor["features"] and floor["features"]["sha256"] != extractor:
+        return dict.fromkeys(record["cells"], "the bed's feature network is another one now")
+    found = {name: _changed(catalog, bed, cell, record["data"], extractor) for name, cell in record["cells"].items()}
+    return {name: f"{why} since {name} was measured" for name, why in found.items() if why}
+
+
+def _changed(catalog: Catalog, bed: str, cell: Record, data: str, extractor: str) -> str | None:
+    """What changed since a cell was measured, if anything."""
+    seeds = Seeds(train=tuple(cell["seeds"]["train"]), sample=tuple(cell["seeds"]["sample"]))
+    asked = Cell(methods=cell["methods"], steps=cell["steps"])
+    try:
+        spec = Spec(catalog, catalog.bed(bed), asked, seeds.blocks, cell["budget"], cell["fidelity"])
+        same = identity(spec, data, extractor) == cell["fingerprints"]["cell"]
+    except (CatalogError, Conflict):
+        return "the catalog has changed"
+    return None if same else "code, parameters or test bed have changed"
 
 
 def tally(judged: Iterable[Judged]) -> dict[Status, int]:
@@ -109,7 +182,7 @@ def tally(judged: Iterable[Judged]) -> dict[Status, int]:
 
 
 def _judge(catalog: Catalog, technique: Technique, claim: Claim, bed: str | None, record: Record | None) -> Judged:
-    blank = Judged(technique.id, claim, bed, SCALES.get(bed or ""), "not tested")
+    blank = Judged(technique.id, claim, bed, catalog.beds[bed].scale if bed else None, "not tested")
     if claim.untested is not None or bed is None:
         return replace(blank, reason=claim.untested)
     assert claim.arm and claim.metric and claim.statistic and claim.expect
@@ -171,14 +244,8 @@ def _require_comparable(technique: Technique, named: Cell, metric: str, arm: Rec
 
 
 def _values(cell: Record, metric: str) -> Values:
-    """An exact number; one value per training seed where there are several; else one per block of samples."""
-    if metric in cell["cost"]:
-        return float(cell["cost"][metric])
-    values = cell["metrics"][metric]["values"]
-    if len(cell["seeds"]["train"]) == 1:
-        return values
-    blocks = len(cell["seeds"]["sample"])
-    return [fmean(values[first : first + blocks]) for first in range(0, len(values), blocks)]
+    """An exact number, or one value per block."""
+    return float(cell["cost"][metric]) if metric in cell["cost"] else cell["metrics"][metric]["values"]
 
 
 def unit_of(cell: Record, metric: str) -> str:
@@ -202,6 +269,8 @@ def as_json(judged: Judged) -> dict[str, Any]:
         "seeds": {"train": list(judged.train), "sample": list(judged.sample)},
         "n": judged.n,
         "budget": judged.budget,
+        "stale": judged.stale,
+        "terms": [asdict(entry) for entry in judged.terms],
         "verdict": None
         if reached is None
         else {

@@ -20,7 +20,7 @@ from flows.cell import Spec, Workplace
 from flows.study import BASELINE, main, study, techniques_on, trainings
 from methods.core.identity import training_fingerprint
 
-BEDS = ("digits",)
+BEDS = ("digits", "mixture")
 """The beds whose results are committed."""
 HEADER = "# Written by `python -m flows.plan` from the catalog; dvc.yaml expands its stages from it.\n"
 BASELINE_FILES = {"module": "methods/inference/ode_solver/ddim.py", "entry": "catalog/baseline.yaml"}
@@ -41,13 +41,12 @@ def plan(known: Catalog) -> dict[str, Any]:
 
 def record(known: Catalog, bed: str, id: str) -> dict[str, str]:
     """The files a record is made from, besides what all records are made from."""
-    spec = study(known, bed, id).subject
+    found = {**files(known, id), "against": f"results/{bed}/{against(known, bed, id)}.json"}
+    if known.bed(bed).network is None:
+        return found
     starts = {training_fingerprint(other.recipe): other for other in trainings(known, bed).values()}
-    return {
-        **files(known, id),
-        "weights": weights(starts[training_fingerprint(spec.recipe)]),
-        "against": f"results/{bed}/{against(known, id)}.json",
-    }
+    start = starts[training_fingerprint(study(known, bed, id).subject.recipe)]
+    return found | {"weights": weights(start)}
 
 
 def files(known: Catalog, id: str) -> dict[str, str]:
@@ -58,16 +57,17 @@ def files(known: Catalog, id: str) -> dict[str, str]:
     return {"module": f"methods/{path}.py", "entry": f"catalog/{path}.yaml"}
 
 
-def against(known: Catalog, id: str) -> str:
+def against(known: Catalog, bed: str, id: str) -> str:
     """The record to compare with: of the last technique it builds on, else the baseline's, which has the floor's."""
     if id == BASELINE:
         return "floor"
-    return list(known.technique(id).control.methods or {BASELINE: {}})[-1]
+    measured = [other for other in known.technique(id).control.methods if bed in known.technique(other).beds]
+    return [BASELINE, *measured][-1]
 
 
 def weights(spec: Spec) -> str:
-    """Where a training leaves its weights."""
-    return str(Workplace().path(spec, "train", *spec.train_seeds))
+    """The folder in which a training leaves its weights, a file for every seed."""
+    return str(Workplace().path(spec, "train", 0).parent)
 
 
 app = cyclopts.App(name="python -m flows.plan", help=__doc__, help_format="plaintext")

@@ -26,14 +26,13 @@ def tasks(spec: Spec, place: Workplace) -> dict[Task, float]:
     bed, recipe = spec.bed, spec.recipe
     once = BACKWARD * recipe.fit.iterations * recipe.fit.batch
     left: dict[Task, float] = {("evaluate", spec.name, 0, 0): 5.0 * bed.n}
-    for seed in spec.train_seeds:
+    for seed, block in spec.blocks:
         if bed.network is not None and not place.path(spec.training, "train", seed).exists():
             left["train", spec.training.name, seed, 0] = once
         if recipe.phases and not place.path(spec, "ship", seed).exists():
             left["compress", spec.name, seed, 0] = once / 2
-        for block in spec.sample_seeds:
-            if not place.path(spec, "sample", seed, block).exists():
-                left["sample", spec.name, seed, block] = float(bed.n * recipe.steps)
+        if not place.path(spec, "sample", seed, block).exists():
+            left["sample", spec.name, seed, block] = float(bed.n * recipe.steps)
     return left
 
 
@@ -103,6 +102,13 @@ class Display:
         self.done = before + units
         self.bars.update(self.whole, completed=self.done)
         self.bars.remove_task(bar)
+
+    def advance(self, units: float, text: str) -> None:
+        """Note that `units` of work were done elsewhere."""
+        self.done += units
+        self.bars.update(self.whole, completed=self.done)
+        if time.monotonic() - self.spoken > EVERY:
+            self._line(text)
 
     def _line(self, text: str) -> None:
         if self.bars.disable:

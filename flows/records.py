@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Damaged(RuntimeError):
@@ -50,7 +50,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def provenance() -> dict[str, Any]:
     """Where and with what this process runs: the part of a record that differs between machines."""
     return {
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": commit(),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "methods", "flows", "catalog")),
         "when": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "host": {
@@ -63,6 +63,11 @@ def provenance() -> dict[str, Any]:
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "torchao", "numpy")},
     }
+
+
+def commit() -> str | None:
+    """The commit that is checked out, None outside of a repository."""
+    return _git("rev-parse", "HEAD")
 
 
 def _git(*arguments: str) -> str | None:

@@ -25,10 +25,10 @@ def sample(
     bed: Bed = "digits", methods: Methods = [], parameters: Given = {}, budget: Budget = 1.0,
     blocks: Blocks = None,
 ) -> list[str]:  # fmt: skip
-    """Draw every block of samples: for each training seed, one per sampling seed."""
+    """Draw every block of samples: one per sampling seed."""
     asked = request(bed, methods, parameters, budget, blocks)
     spec = asked.study().subject
-    return [sample_block(asked, seed, block) for seed in spec.train_seeds for block in spec.sample_seeds]
+    return [sample_block(asked, seed, block) for seed, block in spec.blocks]
 
 
 if __name__ == "__main__":

@@ -8,42 +8,40 @@ The plain door to the catalog's results, which DVC uses: no server, no tracking,
 """
 
 import hashlib
-import io
 import json
-import multiprocessing
 import sys
-import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import cyclopts
 import torch
-from PIL import Image
-from torch import Tensor
 
 import catalog
-from catalog import Catalog, CatalogError, Cell, cell_name
-from flows.cell import BLOCK, Spec, Workplace, deployed, evaluate, feature_net, images, seconds, train
+from catalog import Bed, Catalog, CatalogError, Cell, Seeds, cell_name
+from flows import history, timing
+from flows.cell import Spec, Workplace, images, source, train
+from flows.home import QUICK, RESULTS, WORK
+from flows.picture import picture
 from flows.progress import Display, effort, share, shown
-from flows.records import SCHEMA, Damaged, provenance, read_json, write_bytes, write_json
-from methods.core import run as core
+from flows.records import SCHEMA, Damaged, read_json, write_bytes, write_json
+from flows.score import evaluate, feature_net
 from methods.core.errors import Conflict, NothingMatched, Unavailable
 from methods.core.identity import training_fingerprint
 from methods.data import Images, MissingData
-from methods.measure import cost, features
-from methods.measure.reference import UNITS, Reference, floor
+from methods.measure import features
+from methods.measure.reference import UNITS, MixtureReference, Reference, floor
 
 BASELINE = "baseline"
-ROWS = 8
-"""Rows of a sample grid; a column per class."""
-SHOWN = 2 * BLOCK**2 - BLOCK
-"""The first seed of a sample grid, beyond those of any block that is measured."""
-TIMED, ROUNDS = 16, 6
-"""Samples per timed call, and interleaved rounds."""
+EQUAL = ("evaluations", "macs")
+"""The costs at which a page's control is measured once more, given as much of them as the subject spends."""
+UNKNOWN = {"cell": None, "reason": "left out of a quick look"}
+MOST_STEPS = 1000
 
+CANNOT = (Conflict, NothingMatched, Unavailable, RuntimeError)
+"""Why a cell has no numbers: the reason becomes part of the record."""
 EXPECTED = (CatalogError, Conflict, NothingMatched, Unavailable, MissingData, Damaged)
 """What a user can run into and read in one sentence."""
 
@@ -66,11 +64,16 @@ class Study:
 class Effort:
     """How much is spent on every cell: the bed's seeds and whole training budget, unless a user asks for less.
 
-    Less is a quick look, which leaves out the baseline's curve, the cells that only claims need, and fidelity.
+    Less is a quick look: one training seed, and neither the baseline's curve, nor the cells that only claims need, nor
+    controls at equal cost, nor fidelity.
     """
 
     budget: float = 1.0
     blocks: int | None = None
+
+    def of(self, seeds: Seeds) -> tuple[tuple[int, int], ...]:
+        """The blocks that are spent, of those a bed has."""
+        return seeds.blocks if self == FULL else tuple((seeds.train[0], block) for block in seeds.sample[: self.blocks])
 
 
 FULL = Effort()
@@ -97,8 +100,8 @@ def composed(known: Catalog, bed: str, methods: dict[str, dict[str, Any]], spend
 
 def _study(known: Catalog, bed_name: str, id: str, cells: Sequence[Cell], spend: Effort) -> Study:
     bed = known.bed(bed_name)
-    blocks = bed.seeds.sample[: spend.blocks]
-    specs = [Spec(known, bed, cell, bed.seeds.train, blocks, spend.budget, fidelity=spend == FULL) for cell in cells]
+    blocks = spend.of(bed.seeds)
+    specs = [Spec(known, bed, cell, blocks, spend.budget, fidelity=spend == FULL) for cell in cells]
     subject, control = specs[0], specs[0] if id == BASELINE else specs[1]
     return Study(id, subject.name, control.name, {spec.name: spec for spec in specs})
 
@@ -129,31 +132,58 @@ def record(this: Study, place: Workplace, results: Path) -> dict[str, Any]:
     if path.exists():
         read_json(path)  # a damaged record is named, not overwritten
     known: dict[str, Any] = {}
+    equal: dict[str, Any] = dict.fromkeys(EQUAL, UNKNOWN)
+    reason = measure(this.specs.values(), place, known)
+    if reason is None and this.default != this.control and this.subject.fidelity:
+        found = {axis: equal_cost(this, known, axis) for axis in EQUAL}
+        reason = measure([spec for spec, _ in found.values() if spec], place, known)
+        equal = {axis: {"cell": spec.name if spec else None, "reason": why} for axis, (spec, why) in found.items()}
+    return write_record(this, known, equal, reason, place, results)
+
+
+def measure(specs: Iterable[Spec], place: Workplace, known: dict[str, Any]) -> str | None:
+    """Evaluate cells into `known`, by name; returns why one could not be, if one could not."""
     reason = None
-    for name, spec in this.specs.items():
+    for spec in specs:
         try:
-            with shown(name, effort([spec], place)) as report:
-                known[name] = evaluate(spec, place, report)
-        except (Conflict, NothingMatched, Unavailable, RuntimeError) as error:
+            with shown(spec.name, effort([spec], place)) as report:
+                known[spec.name] = evaluate(spec, place, report)
+        except CANNOT as error:
             if isinstance(error, Damaged):
                 raise
-            reason = f"{name}: {error}"
-    return write_record(this, known, reason, place, results)
+            reason = f"{spec.name}: {error}"
+    return reason
+
+
+def equal_cost(this: Study, known: dict[str, Any], axis: str) -> tuple[Spec | None, str | None]:
+    """The control with the steps at which it spends what the subject does, or why there is none."""
+    subject, control = known[this.default]["cost"], known[this.control]["cost"]
+    held = this.specs[this.control]
+    if axis == "macs" and held.bed.network is None:
+        return None, "an exact denoiser has no network to count"
+    uncounted = sorted({*subject["uncounted_ops"], *control["uncounted_ops"]})
+    if axis == "macs" and uncounted:
+        return None, f"the count leaves out {', '.join(uncounted)}"
+    if held.recipe.phases:
+        return None, "the control was distilled to its number of steps"
+    steps = round(subject[axis] / control[axis] * held.recipe.steps)
+    return held.of(Cell(methods=held.cell.methods, steps=min(max(steps, 1), MOST_STEPS))), None
 
 
 def write_record(
-    this: Study, known: dict[str, Any], reason: str | None, place: Workplace, results: Path
+    this: Study, known: dict[str, Any], equal: dict[str, Any], reason: str | None, place: Workplace, results: Path
 ) -> dict[str, Any]:
-    """The three files of a study: numbers, what belongs to this machine, and the picture."""
+    """The record of a study, its picture, and the terms of the claims it tests."""
     bed = this.subject.bed
     extractor = None
     if bed.features is not None:
         net, accuracy = features.load(feature_net(bed, place))
         extractor = {"sha256": features.digest(net), "accuracy": accuracy, "dimensions": net.dimensions}
     content = {
-        "schema": SCHEMA, "bed": bed.name, "id": this.id,
+        "schema": SCHEMA, "bed": bed.name, "id": this.id, "data": source(bed.name),
         "status": "ok" if reason is None else "failed", "reason": reason,
-        "default": this.default, "control": this.control, "cells": known, "features": extractor,
+        "default": this.default, "control": this.control, **{f"equal_{axis}": equal[axis] for axis in EQUAL},
+        "cells": known, "features": extractor,
     }  # fmt: skip
     made_from = json.dumps([cell["fingerprints"] for cell in known.values()] + [extractor], sort_keys=True)
     content["spec_hash"] = hashlib.sha256(made_from.encode()).hexdigest()[:16]
@@ -161,54 +191,20 @@ def write_record(
     write_json(base.with_name(f"{this.id}.json"), content)
     if this.default in known and bed.network is not None:
         write_bytes(base.with_name(f"{this.id}.png"), picture(this.subject, place))
-        write_json(base.with_name(f"{this.id}.cost.json"), machine_scoped(this, known, place))
+    if reason is None and this.subject.fidelity:
+        history.add(this.subject.catalog, bed.name, this.id, results)
     return content
 
 
-def picture(spec: Spec, place: Workplace) -> bytes:
-    """A PNG with a column per class and eight rows, from the same seeds and labels for every technique."""
-    classes = spec.bed.classes
-    labels = torch.arange(classes).repeat(ROWS)
-    ready = deployed(spec, spec.train_seeds[0], place)
-    drawn = core.generate(spec.recipe, ready, labels, range(SHOWN, SHOWN + len(labels)))
-    return png(drawn, classes)
-
-
-def png(drawn: Tensor, columns: int) -> bytes:
-    """Images in [-1, 1] as one PNG, in rows of `columns` with a pixel between."""
-    pixels = ((drawn.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    padded = torch.nn.functional.pad(pixels, (0, 1, 0, 1), value=255)
-    n, c, h, w = padded.shape
-    sheet = (
-        padded.reshape(n // columns, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(n // columns * h, columns * w, c)
-    )
-    array = sheet[:-1, :-1].numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(array[..., 0] if c == 1 else array).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def machine_scoped(this: Study, known: dict[str, Any], place: Workplace) -> dict[str, Any]:
-    """What is true of this machine only: time per step, and latency against the control, measured in turns."""
-    folder = place.root / this.subject.bed.name
-    spent = {
-        step: round(sum(seconds(path) for path in (folder / step).glob(f"{this.default}-*.safetensors")), 2)
-        for step in ("train", "ship", "sample")
-    }
-    own = this.specs.get(this.default), this.specs.get(this.control)
-    timed = None
-    if own[0] is not None and own[1] is not None and this.default != this.control and this.control in known:
-        calls = [timer(spec, place) for spec in own if spec is not None]
-        ratio = cost.interleaved(calls[0], calls[1], ROUNDS)
-        timed = {"mean": ratio.mean, "low": ratio.low, "high": ratio.high, "n": ratio.n, "batch": TIMED}
-    return {**provenance(), "seconds": spent, "latency_ratio": timed}
-
-
-def timer(spec: Spec, place: Workplace) -> Any:
-    """A call that samples a small batch."""
-    ready = deployed(spec, spec.train_seeds[0], place)
-    labels = torch.arange(TIMED) % max(spec.bed.classes, 1)
-    return lambda: core.generate(spec.recipe, ready, labels, range(TIMED))
+def plane_floor(bed: Bed, results: Path) -> None:
+    """What fresh draws of the mixture itself score against the reference draw, on average over the blocks."""
+    mixture = images(bed.name)
+    ruler = MixtureReference.of(mixture, bed.n)
+    draws = [mixture.sample(bed.n, torch.Generator().manual_seed(1 + seed)) for seed in bed.seeds.sample]
+    scores = [ruler.score(draw).values for draw in draws]
+    held_out = {key: {"mean": fmean(s[key] for s in scores), "unit": UNITS[key], "n": bed.n} for key in scores[0]}
+    common = {"schema": SCHEMA, "bed": bed.name, "id": "floor", "data": source(bed.name)}
+    write_json(results / bed.name / "floor.json", {**common, "features": None, "held_out": held_out, "fd": None})
 
 
 def floor_record(known: Catalog, bed_name: str, place: Workplace, results: Path) -> None:
@@ -236,18 +232,19 @@ app = cyclopts.App(name="python -m flows.study", help=__doc__, help_format="plai
 
 
 @app.command
-def run(id: str, *, bed: str = "digits", work: Path = Path("work"), results: Path = Path("results")) -> None:
-    """Measure one technique (or `baseline`) and write its record."""
+def run(id: str, *, bed: str = "digits", work: Path = WORK, results: Path = RESULTS) -> None:
+    """Measure one technique (or `baseline`): its record, and beside it the seconds and memory of this machine."""
     known = catalog.load()
     this = study(known, bed, id)
     with Display(f"{id} on {bed}", effort(this.specs.values(), Workplace(work))):
         written = record(this, Workplace(work), results)
     if written["status"] == "failed":
         sys.exit(f"{id} on {bed}: {written['reason']}")
+    timing.write(this, written["spec_hash"], Workplace(work), results)
 
 
 @app.command(name="train")
-def train_one(id: str, *, bed: str = "digits", work: Path = Path("work")) -> None:
+def train_one(id: str, *, bed: str = "digits", work: Path = WORK) -> None:
     """Train the weights that a technique (or `baseline`) starts from, for every training seed of the bed."""
     known = catalog.load()
     found = trainings(known, bed)
@@ -261,10 +258,17 @@ def train_one(id: str, *, bed: str = "digits", work: Path = Path("work")) -> Non
                 train(spec, seed, place, report)
 
 
-@app.command(name="features")
-def features_of(*, bed: str = "digits", work: Path = Path("work"), results: Path = Path("results")) -> None:
-    """Train the feature network of a bed, and measure its floor."""
-    floor_record(catalog.load(), bed, Workplace(work), results)
+@app.command(name="floor")
+def floor_of(*, bed: str = "digits", work: Path = WORK, results: Path = RESULTS) -> None:
+    """Measure the best that a sampler can score on a bed; trains and freezes the bed's feature network before."""
+    known = catalog.load()
+    if known.bed(bed).features is None:
+        return plane_floor(known.bed(bed), results)
+    frozen = results / bed / "features.safetensors"
+    path = feature_net(known.bed(bed), Workplace(work))
+    if path.resolve() != frozen.resolve():
+        write_bytes(frozen, path.read_bytes())
+    floor_record(known, bed, Workplace(work), results)
 
 
 @app.command(name="all")
@@ -274,38 +278,20 @@ def everything(
     jobs: int = 2,
     budget: float = 1.0,
     blocks: int | None = None,
-    work: Path = Path("work"),
-    results: Path = Path("results"),
+    work: Path | None = None,
+    results: Path | None = None,
 ) -> None:
-    """Measure every technique of a bed with several processes of one thread each: trainings first, then records.
+    """Measure every technique of a bed with several processes of one thread each, and say where the time went.
 
-    `budget` scales every training, `blocks` limits the sampling seeds: for a quick look, into folders of its own.
+    `budget` scales every training, `blocks` limits the sampling seeds: for a quick look, into `work/quick`.
     """
-    known, spend = catalog.load(), Effort(budget, blocks)
-    spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawned) as pool:
-        for line in pool.map(_train_job, [(bed, id, spend, work) for id in trainings(known, bed)]):
-            print(line, flush=True)
-        for line in pool.map(_run_job, [(bed, id, spend, work, results) for id in techniques_on(known, bed)]):
-            print(line, flush=True)
+    from flows import pool  # this module runs as __main__; what the pool pickles must not come from there
 
-
-def _train_job(job: tuple[str, str, Effort, Path]) -> str:
-    bed, id, spend, work = job
-    started = time.perf_counter()
-    spec = trainings(catalog.load(), bed, spend)[id]
-    for seed in spec.train_seeds:
-        train(spec, seed, Workplace(work))
-    return f"trained {id} in {time.perf_counter() - started:.0f} s"
-
-
-def _run_job(job: tuple[str, str, Effort, Path, Path]) -> str:
-    bed, id, spend, work, results = job
-    started = time.perf_counter()
-    this = study(catalog.load(), bed, id, spend)
-    with Display(id, effort(this.specs.values(), Workplace(work))):
-        written = record(this, Workplace(work), results)
-    return f"measured {id} in {time.perf_counter() - started:.0f} s: {written['reason'] or 'ok'}"
+    spend = pool.Effort(budget, blocks)
+    place, records = (WORK, RESULTS) if spend == pool.FULL else (QUICK, QUICK / "results")
+    failed = pool.survey(bed, spend, jobs, work or place, results or records)
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 def main(application: cyclopts.App, arguments: Iterable[str] | None = None) -> None:

@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from flows.cell import Workplace, metadata
 from flows.home import RESULTS, WORK
+from flows.ledger import read_records
 from flows.records import read_json
 from flows.study import main
 
@@ -93,7 +94,7 @@ def _mirror_cell(
 
 def _curve(name: str, bed: str, place: Workplace) -> list[Metric]:
     """The training losses of a cell, if its weights were trained here."""
-    found = [path for step in ("train", "ship") for path in (place.root / bed / step).glob(f"{name}-*.safetensors")]
+    found = [path for step in ("train", "ship") for path in (place.root / bed / step / name).glob("*.safetensors")]
     return [
         Metric(f"loss.{what}".replace(" ", "_"), float(loss), 0, int(step))
         for path in found
@@ -107,8 +108,8 @@ app = cyclopts.App(name="python -m flows.tracking", help=__doc__, help_format="p
 @app.default
 def everything(*, results: Path = RESULTS, work: Path = WORK) -> None:
     """Mirror every record of the results folder that is not mirrored yet."""
-    records = [read_json(path) for path in sorted(results.glob("*/*.json")) if not path.name.endswith(".cost.json")]
-    mirrored = sum(mirror(record, results, Workplace(work)) for record in records if "cells" in record)
+    records = [record for bed in read_records(results).values() for record in bed.values()]
+    mirrored = sum(mirror(record, results, Workplace(work)) for record in records)
     print(f"{mirrored} cells mirrored to {client(work).tracking_uri}.")
 
 

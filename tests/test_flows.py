@@ -8,12 +8,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import catalog
 from catalog import Cell
-from flows import cell, forms, plan, study, survey, tracking
+from flows import cell, forms, plan, score, study, survey, tracking
 from flows.cell import Spec, Workplace
 from flows.records import Damaged, read_json
 from flows.study import Effort
@@ -36,8 +37,8 @@ def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tiny(methods: dict[str, dict[str, float]], steps: int | None = 4) -> Spec:
-    return Spec(KNOWN, KNOWN.bed("digits"), KNOWN.canonical(Cell(methods=methods, steps=steps), "digits"), (0,), (0, 1),
-                budget=0.005, fidelity=False)  # fmt: skip
+    asked = KNOWN.canonical(Cell(methods=methods, steps=steps), "digits")
+    return Spec(KNOWN, KNOWN.bed("digits"), asked, ((0, 0), (0, 1)), budget=0.005, fidelity=False)
 
 
 @pytest.fixture
@@ -102,11 +103,21 @@ def test_what_is_left_to_do_shrinks_as_steps_finish(place: Workplace) -> None:
 
 
 def test_the_same_cell_is_the_same_bytes(place: Workplace, tmp_path: Path) -> None:
-    first = cell.evaluate(tiny({"deepcache": {}}), place)
-    second = cell.evaluate(tiny({"deepcache": {}}), Workplace(tmp_path / "again"))
+    first = score.evaluate(tiny({"deepcache": {}}), place)
+    second = score.evaluate(tiny({"deepcache": {}}), Workplace(tmp_path / "again"))
     assert json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
     assert first["counters"]["calls_skipped"] > 0
-    assert first["cost"]["evaluations"] == 4
+    spent = first["cost"]
+    assert spent["evaluations"] == 4 and spent["active_parameters"] < spent["parameters"]
+
+
+def test_one_off_macs_are_those_of_the_whole_preparation(place: Workplace) -> None:
+    """Extrapolated from two short runs, they are what a counted run of the real length takes."""
+    spec = replace(tiny({"es_ddpm": {}}), budget=1.0)
+    for iterations in (3 * score.SHORT, 5 * score.SHORT):
+        longer = SimpleNamespace(recipe=replace(spec.recipe, fit=replace(spec.recipe.fit, iterations=iterations)))
+        longer.bed, longer.name = spec.bed, f"es_ddpm-{iterations}"
+        assert score.preparation_macs(longer, place) == score.short_run(spec, iterations)
 
 
 def test_a_bed_with_an_exact_denoiser_trains_nothing(place: Workplace, tmp_path: Path) -> None:
@@ -224,7 +235,7 @@ def test_every_flow_end_to_end(prefect_server: None, tmp_path: Path, monkeypatch
     monkeypatch.setattr(forms, "QUICK", tmp_path)
     asked = {"bed": "digits", "methods": ["diff_pruning"], "budget": TINY.budget, "blocks": TINY.blocks}
     (trained,), (shipped,) = survey.train(**asked), survey.compress(**asked)
-    assert Path(trained).parent.name == "train" and Path(shipped).parent.name == "ship"
+    assert Path(trained).parents[1].name == "train" and Path(shipped).parents[1].name == "ship"
     assert len(survey.sample(**asked)) == TINY.blocks
     survey.evaluate(**asked)
     (record,) = survey.survey(**asked)

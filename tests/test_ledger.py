@@ -9,8 +9,11 @@ import pytest
 import catalog
 from catalog import Catalog, Claim, Expectation
 from catalog.models import Cell
-from flows.ledger import SCALES, STATUSES, Judged, as_json, judge, judge_records, tally
+from flows import history
+from flows.cell import Spec
+from flows.ledger import FALSE_DISCOVERIES, STATUSES, Judged, as_json, judge, judge_records, stale, tally
 from flows.records import Damaged, write_json
+from flows.score import identity
 
 LOWER, EQUAL, HIGHER = [0.80, 0.91, 0.84, 0.95, 0.86], [1.01, 1.10, 1.02, 1.12, 1.06], [1.80, 1.95, 1.85, 1.90, 1.88]
 CONTROL = [1.00, 1.12, 1.03, 1.13, 1.05]
@@ -59,13 +62,16 @@ def test_the_interval_decides(known: Catalog, values: list[float], status: str) 
     )
 
 
-def test_several_trainings_count_once_each(known: Catalog) -> None:
-    arm, control = cell(LOWER * 3), cell(CONTROL * 3)
-    for each in (arm, control):
-        each["seeds"]["train"] = [0, 1, 2]
-    judged = claim(known, MIN_SNR, {MIN_SNR: record(min_snr_weighting=arm, baseline=control)})
-    assert judged.verdict is not None and judged.verdict.interval.n == 3
-    assert judged.verdict.interval.low == judged.verdict.interval.high  # three equal means
+def test_every_block_counts_once_whether_its_training_is_its_own_or_not(known: Catalog) -> None:
+    intervals = []
+    for seeds in ([0], [0, 1, 2, 3, 4]):
+        arm, control = cell(LOWER), cell(CONTROL)
+        for each in (arm, control):
+            each["seeds"]["train"] = seeds
+        judged = claim(known, MIN_SNR, {MIN_SNR: record(min_snr_weighting=arm, baseline=control)})
+        assert judged.verdict is not None and judged.train == tuple(seeds)
+        intervals.append(judged.verdict.interval)
+    assert intervals[0] == intervals[1] and intervals[0].n == 5
 
 
 def test_exact_numbers_need_no_interval(known: Catalog) -> None:
@@ -127,6 +133,83 @@ def test_the_discovery_rate_is_held_over_the_ledger(known: Catalog) -> None:
     assert all(each.verdict and each.adjusted and each.adjusted >= each.verdict.p for each in judged)
 
 
+def test_a_decision_that_many_tests_explain_is_taken_back(known: Catalog) -> None:
+    """One small p-value stands alone, and not among many that show nothing."""
+    barely = [c - d for c, d in zip(CONTROL, [0.30, 0.02, 0.22, 0.10, 0.12], strict=True)]
+    alone = {MIN_SNR: record(min_snr_weighting=cell(barely), baseline=cell(CONTROL))}
+    judged = claim(known, MIN_SNR, alone)
+    assert judged.status == "supported" and judged.adjusted is not None and 0.01 < judged.adjusted <= FALSE_DISCOVERIES
+    technique = known.techniques[MIN_SNR]
+    nothing = technique.claims[0].model_copy(
+        update={"arm": Cell(methods={}, steps=10), "control": Cell(methods={}, steps=20)}
+    )
+    doubtful = tuple(nothing.model_copy(update={"id": f"nothing_{i}"}) for i in range(9))
+    crowd = technique.model_copy(update={"claims": (technique.claims[0], *doubtful)})
+    changed = Catalog(
+        known.taxonomy, known.surveys, known.beds, known.baseline, known.techniques | {MIN_SNR: crowd}
+    )  # fmt: skip
+    cells = {"baseline@10": cell(EQUAL), "baseline@20": cell([1.02, 1.09, 1.05, 1.10, 1.05])}
+    among = claim(changed, MIN_SNR, {MIN_SNR: record(min_snr_weighting=cell(barely), baseline=cell(CONTROL), **cells)})
+    assert among.status == "inconclusive" and among.adjusted is not None and among.adjusted > FALSE_DISCOVERIES
+    assert among.verdict is not None and "10 tests" in among.verdict.text
+
+
+def measured(known: Catalog, results: Path, id: str = MIN_SNR) -> dict[str, Any]:
+    """A record whose fingerprints are those that code and catalog give now."""
+    cells = {}
+    for name, asked in known.cells(id, "digits").items():
+        spec = Spec(known, known.beds["digits"], asked, known.beds["digits"].seeds.blocks)
+        resolved = {"methods": known.resolve(asked, "digits"), "steps": spec.recipe.steps, "fidelity": True}
+        prints = {"cell": identity(spec, "some data", "abc")}
+        cells[name] = cell(LOWER if asked.methods else CONTROL) | resolved | {"fingerprints": prints}
+        cells[name]["seeds"] = {"train": [0, 1, 2, 3, 4], "sample": [0, 1, 2, 3, 4]}
+    whole = record(**cells) | {"data": "some data", "features": {"sha256": "abc"}}
+    write_json(results / "digits" / f"{id}.json", whole)
+    history.add(known, "digits", id, results)
+    return whole
+
+
+def altered(known: Catalog, **change: Any) -> Catalog:
+    """The catalog with the first claim of a technique changed."""
+    technique = known.techniques[MIN_SNR]
+    first = technique.claims[0].model_copy(update=change)
+    other = technique.model_copy(update={"claims": (first, *technique.claims[1:])})
+    return Catalog(known.taxonomy, known.surveys, known.beds, known.baseline, known.techniques | {MIN_SNR: other})
+
+
+def first(known: Catalog, results: Path) -> Judged:
+    return next(each for each in judge(known, results) if each.technique == MIN_SNR)
+
+
+def test_a_verdict_goes_stale_when_what_it_was_made_from_changes(known: Catalog, tmp_path: Path) -> None:
+    whole = measured(known, tmp_path)
+    assert first(known, tmp_path).stale is None and first(known, tmp_path).status == "supported"
+    digits = known.beds["digits"]
+    fewer = Catalog(
+        known.taxonomy, known.surveys, known.beds | {"digits": digits.model_copy(update={"n": 100})}, known.baseline,
+        known.techniques,
+    )  # fmt: skip
+    assert "have changed since min_snr_weighting was measured" in (first(fewer, tmp_path).stale or "")
+    whole["cells"]["baseline"]["fingerprints"]["cell"] = "0000"
+    found = stale(known, {"digits": {MIN_SNR: whole}}, {})["digits"][MIN_SNR]
+    assert found.keys() == {"baseline"}
+    floor = {"digits": {"features": {"sha256": "another"}}}
+    assert "feature network" in stale(known, {"digits": {MIN_SNR: whole}}, floor)["digits"][MIN_SNR]["baseline"]
+
+
+def test_a_tolerance_changed_after_the_run_stays_visible(known: Catalog, tmp_path: Path) -> None:
+    measured(known, tmp_path)
+    assert len(first(known, tmp_path).terms) == 1
+    kinder = altered(known, tolerance=0.5)
+    judged = first(kinder, tmp_path)
+    assert judged.terms[-1].terms != history.terms_of(judged.claim), "before the next run"
+    for _ in range(2):
+        history.add(kinder, "digits", MIN_SNR, tmp_path)
+    tolerances = [entry.terms["tolerance"] for entry in first(kinder, tmp_path).terms]
+    assert tolerances == [0.0, 0.5], "after it, and only once"
+    json.dumps(as_json(first(kinder, tmp_path)))
+
+
 def test_every_claim_stands_once_for_each_bed_and_is_json(known: Catalog, tmp_path: Path) -> None:
     judged = judge(known, tmp_path)
     expected = sum(len(each.beds) or 1 for technique in known.techniques.values() for each in technique.claims)
@@ -145,14 +228,10 @@ def test_an_unbounded_interval_is_null_in_json(known: Catalog) -> None:
 
 
 def test_a_damaged_record_is_named(known: Catalog, tmp_path: Path) -> None:
-    write_json(tmp_path / "digits/ddim.json", record())
+    write_json(tmp_path / "digits" / "ddim.json", record())
     (tmp_path / "digits/ddim.json").write_text('{"schema": 1,')
     with pytest.raises(Damaged, match=r"ddim\.json"):
         judge(known, tmp_path)
-
-
-def test_every_bed_has_a_scale(known: Catalog) -> None:
-    assert SCALES.keys() == known.beds.keys()
 
 
 def test_a_higher_bound_is_read_from_the_other_side(known: Catalog) -> None:

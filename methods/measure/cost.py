@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_c
 
 from methods.measure.statistics import Interval, median_interval
 
+Number = int | float
 aten = torch.ops.aten
 WARM_UP = 2
 
@@ -103,6 +105,26 @@ def parameters(module: nn.Module) -> int:
     return sum(math.prod(parameter.shape) for parameter in module.parameters())
 
 
+def active_parameters(network: nn.Module, function: Callable[[], object]) -> float:
+    """Parameters that one evaluation of `network` touches, averaged over the evaluations during `function()`.
+
+    Less than all where an evaluation skips parts: caches, early exits, experts. A module counts when it is called.
+    """
+    evaluations: list[dict[int, int]] = []
+
+    def entered(module: nn.Module, _: Any) -> None:
+        evaluations[-1].update({id(own): math.prod(own.shape) for own in module.parameters(recurse=False)})
+
+    handles = [network.register_forward_pre_hook(lambda *_: evaluations.append({}))]
+    handles += [module.register_forward_pre_hook(entered) for module in network.modules()]
+    try:
+        function()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(sum(touched.values()) for touched in evaluations) / len(evaluations)
+
+
 def nbytes(module: nn.Module) -> int:
     """Bytes that the state dict occupies: quantized tensors by their parts, shared tensors once."""
     tensors = [leaf for leaf in tree_leaves(dict(module.state_dict())) if isinstance(leaf, Tensor)]
@@ -140,15 +162,39 @@ def latency(function: Callable[[], object], rounds: int) -> Interval:
     return median_interval([_seconds(function) for _ in range(rounds)])
 
 
-def interleaved(a: Callable[[], object], b: Callable[[], object], rounds: int) -> Interval:
-    """Median of seconds(a) / seconds(b), measured A B A B after warm-up: drift cancels.
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds of two calls and their ratio a / b, each a median (in `mean`) with its interval."""
 
-    Six rounds at least. `mean` of the result holds the median.
-    """
+    a: Interval
+    b: Interval
+    ratio: Interval
+
+
+def interleaved(a: Callable[[], object], b: Callable[[], object], rounds: int) -> Comparison:
+    """Two calls timed A B A B after warm-up, so that drift cancels in the ratio; six rounds at least."""
     for _ in range(WARM_UP):
         a()
         b()
-    return median_interval([_seconds(a) / _seconds(b) for _ in range(rounds)])
+    pairs = [(_seconds(a), _seconds(b)) for _ in range(rounds)]
+    return Comparison(
+        median_interval([first for first, _ in pairs]),
+        median_interval([second for _, second in pairs]),
+        median_interval([first / second for first, second in pairs]),
+    )
+
+
+def break_even(
+    one_off: Number, per_sample: Number, control_one_off: Number, control_per_sample: Number
+) -> float | None:
+    """Samples after which a technique has paid back what it cost beforehand, all in one unit (MACs, seconds).
+
+    0 if it costs no more beforehand and no more per sample; None if a sample costs no less, so that it never pays.
+    """
+    extra, saved = one_off - control_one_off, control_per_sample - per_sample
+    if extra <= 0 and saved >= 0:
+        return 0.0
+    return extra / saved if extra > 0 and saved > 0 else None
 
 
 # A process inherits its parent's peak when it starts (Linux keeps the larger across exec), so a small

@@ -7,7 +7,9 @@ Inception FID.
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -71,11 +73,15 @@ def digest(net: Classifier) -> str:
     return total.hexdigest()
 
 
-def save(path: Path, net: Classifier, accuracy: float) -> None:
-    """Write a safetensors file; sizes and accuracy go to its metadata."""
+def save(path: Path, net: Classifier, accuracy: float, settings: Mapping[str, Any] | None = None) -> None:
+    """Write a safetensors file, atomically; sizes, accuracy and what it was trained on go to its metadata."""
     channels, size, _ = net.shape
     sizes = {"channels": channels, "size": size, "classes": net.classes, "dimensions": net.dimensions}
-    save_file(net.state_dict(), path, {"note": json.dumps({"accuracy": accuracy, "sizes": sizes}, sort_keys=True)})
+    note = {"accuracy": accuracy, "settings": settings, "sizes": sizes}
+    temporary = path.with_name(f".{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(net.state_dict(), temporary, {"note": json.dumps(note, sort_keys=True)})
+    temporary.replace(path)
 
 
 def load(path: Path) -> tuple[Classifier, float]:

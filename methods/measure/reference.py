@@ -1,6 +1,7 @@
 """References: what samples are scored against, and the identity that says which scores may be compared."""
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,7 +37,7 @@ UNITS = {
     "fd": "squared feature distance",
     "kid": "squared kernel mean discrepancy",
     "accuracy": "fraction of samples",
-    "fidelity": "RMS pixel error, pixels in [-1, 1]",
+    "fidelity": "RMS error (pixels in [-1, 1]; 2-D: coordinates)",
     "precision": "fraction of samples",
     "recall": "fraction of reference images",
     "density": "relative to the reference's own",
@@ -65,6 +66,14 @@ class Identity:
             mine, theirs = vars(self), vars(other)
             differ = [f"{key} ({mine[key]} and {theirs[key]})" for key in mine if mine[key] != theirs[key]]
             raise ValueError(f"These numbers cannot be compared: they differ in {', '.join(differ)}.")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The metrics of one block, and the standard errors of those that a U-statistic gives within the block."""
+
+    values: dict[str, float]
+    errors: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -117,7 +126,7 @@ class Reference:
         samples: Float[Tensor, "n c h w"],
         labels: Int[Tensor, "n"],
         same_noise: Float[Tensor, "n c h w"] | None = None,
-    ) -> dict[str, float]:
+    ) -> Scores:
         """All metrics of an image bed; `same_noise` (many-step end points from the same noise) adds fidelity.
 
         KID is taken of features divided by the reference's root mean square, so that its kernel's constant
@@ -126,9 +135,10 @@ class Reference:
         _require_count(samples, self.identity.n)
         features, predicted = extract(self.net, samples)
         scale = self.features.square().mean().sqrt()
+        kernel = kid(features / scale, self.features / scale)
         scores = {
             "fd": frechet(features, self.features),
-            "kid": kid(features / scale, self.features / scale).value,
+            "kid": kernel.value,
             "accuracy": conditional_accuracy(predicted, labels),
             **manifold(self.features, features),
             "histogram": class_histogram(predicted, self.predicted, self.net.classes),
@@ -136,7 +146,7 @@ class Reference:
         }
         if same_noise is not None:
             scores["fidelity"] = paired_fidelity(samples, same_noise)
-        return scores
+        return Scores(scores, {"kid": math.sqrt(kernel.variance)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,16 +165,25 @@ class MixtureReference:
         identity = Identity(f"{mixture.name}, seed {seed}", n, "coordinates", n)
         return cls(identity, mixture, draw, median_distance(draw))
 
-    def score(self, samples: Float[Tensor, "n 2"], labels: Tensor | None = None) -> dict[str, float]:
-        """All metrics of a planar bed; labels mean nothing here."""
+    def score(
+        self,
+        samples: Float[Tensor, "n 2"],
+        labels: Tensor | None = None,
+        same_noise: Float[Tensor, "n 2"] | None = None,
+    ) -> Scores:
+        """All metrics of a planar bed; labels mean nothing here. `same_noise` adds fidelity."""
         _require_count(samples, self.identity.n)
-        return {
+        kernel = mmd(samples, self.draw, self.bandwidth)
+        scores = {
             "w2": wasserstein2(samples, self.draw),
             "sliced_w2": sliced_wasserstein2(samples, self.draw),
-            "mmd": mmd(samples, self.draw, self.bandwidth).value,
+            "mmd": kernel.value,
             "coverage": mode_coverage(samples, self.mixture),
             "off_manifold": off_manifold(samples, self.mixture),
         }
+        if same_noise is not None:
+            scores["fidelity"] = paired_fidelity(samples, same_noise)
+        return Scores(scores, {"mmd": math.sqrt(kernel.variance)})
 
 
 def _selection(images: Float[Tensor, "t c h w"], size: int) -> Int[Tensor, "m"]:
@@ -185,7 +204,7 @@ def floor(images: Images, reference: Reference) -> Floor:
     generator = torch.Generator().manual_seed(0)
     return Floor(
         identity=own.identity,
-        scores=own.score(images.held_out, images.held_out_labels),
+        scores=own.score(images.held_out, images.held_out_labels).values,
         bias=bias_floor(reference.features, reference.labels, count, generator),
         bias_at_n=bias_floor(reference.features, reference.labels, reference.identity.n, generator),
     )

@@ -20,8 +20,8 @@ Values = float | Sequence[float]  # an exact number (a count of evaluations, byt
 class Verdict:
     """`low` and `high` bound the widened expectation, None where it is open.
 
-    `p` is the one-sided p-value of the expectation against its complement (for `equal` the larger of two), to
-    be adjusted over all claims; it is 0 or 1 for exact numbers, and 1 where one value leaves nothing to test.
+    `p` is the p-value of the decision: the interval decides, for or against, exactly where it is at most 0.05.
+    It is to be adjusted over all claims; 0 or 1 for exact numbers, and 1 where one value leaves nothing to test.
     """
 
     status: Status
@@ -56,7 +56,7 @@ def verdict(
     arm, control, exact = _aligned(statistic, arm_values, control_values)
     interval = _interval(statistic, arm, control, exact, 0.90 if relation == "equal" else 0.95)
     status = _status(interval, low, high)
-    p = _p(statistic, arm, control, low, high, exact, status)
+    p = _p(statistic, arm, control, low, high, exact, interval)
     return Verdict(
         status, interval, low, high, p, _text(kind, statistic, interval, relation, target, tolerance, status)
     )
@@ -104,19 +104,23 @@ def _p(
     low: float | None,
     high: float | None,
     exact: bool,
-    status: Status,
+    interval: Interval,
 ) -> float:
-    if len(arm) < 2:
-        return 0.0 if exact and status == "supported" else 1.0
+    if exact:
+        return 1.0 if _status(interval, low, high) == "inconclusive" else 0.0
+    if len(arm) < 2 or math.isinf(interval.low) or math.isinf(interval.high):
+        return 1.0
 
     def beyond(bound: float) -> list[float]:
         """What is positive where the statistic exceeds the bound; Fieller's contrast for a ratio."""
         slope, offset = (bound, 0.0) if statistic == "ratio" else (1.0, bound)
         return [a - slope * c - offset for a, c in zip(arm, control, strict=True)]
 
-    above = [] if low is None else [p_above(beyond(low), 0.0)]
-    below = [] if high is None else [p_below(beyond(high), 0.0)]
-    return max(above + below)
+    bounds = [(low, p_above, p_below), (high, p_below, p_above)]
+    tests = [(into(beyond(at), 0.0), out(beyond(at), 0.0)) for at, into, out in bounds if at is not None]
+    inside, outside = max(within for within, _ in tests), min(without for _, without in tests)
+    # one bound is read from the 95 % interval, 2.5 % a side; two from the 90 % interval, 5 % a side
+    return min(1.0, (2 if len(tests) == 1 else 1) * min(inside, outside))
 
 
 def _text(

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from methods.core.parameterization import Parameterization
-from methods.core.process import Process, like
+from methods.core.process import Process, like, remembered
 
 Labels = Int[Tensor, "b"] | None
 NULL = -1
@@ -38,6 +38,12 @@ def clip(x0: Float[Tensor, "b *s"], bounds: tuple[float, float] | None) -> Float
     return x0 if bounds is None else x0.clamp(*bounds)
 
 
+@remembered
+def _network_input(process: Process, parameterization: Parameterization, t: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The noise level that the network is told, and the scale of its input."""
+    return process.angle(t), parameterization.input_scale(process, t)
+
+
 class Network(Denoiser):
     """A network together with what it predicts. `rows` counts evaluated samples, `calls` sequential evaluations."""
 
@@ -50,10 +56,10 @@ class Network(Denoiser):
     def predict(self, x_t: Float[Tensor, "b *s"], t: Tensor, labels: Labels = None) -> Float[Tensor, "b *s"]:
         """F itself, in float32, as the parameterization defines it."""
         self.rows, self.calls = self.rows + len(x_t), self.calls + 1
-        u = self.process.angle(t).to(x_t).expand(len(x_t))
+        u, scale = _network_input(self.process, self.parameterization, t)
+        u = torch.as_tensor(u).to(x_t).expand(len(x_t))
         if labels is None:
             labels = torch.full((len(x_t),), NULL, device=x_t.device)
-        scale = self.parameterization.input_scale(self.process, t)
         return self.evaluate(x_t if scale is None else like(scale, x_t) * x_t, u, labels).float()
 
     def evaluate(self, x: Float[Tensor, "b *s"], u: Float[Tensor, "b"], labels: Int[Tensor, "b"]) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from methods.core.process import Process, combine
+from methods.core.process import Process, combine, like, remembered
 
 
 class Parameterization(ABC):
@@ -35,20 +35,27 @@ class Parameterization(ABC):
     def target(self, process: Process, x0: Tensor, eps: Tensor, t: Tensor) -> Float[Tensor, "b *s"]:
         """F = a x_0 + b eps."""
         a, b = self.pair(process, t)
-        return combine(a, x0, b, eps)
+        return like(a, x0) * x0 + like(b, eps) * eps
 
     def clean(self, process: Process, x_t: Tensor, prediction: Tensor, t: Tensor) -> Float[Tensor, "b *s"]:
         """The estimate of x_0 that a prediction F stands for."""
-        a, b = self.pair(process, t)
-        sigma = process.sigma(t)
-        scale = process.alpha(t) * b - sigma * a
-        return combine(b / scale, x_t, -sigma / scale, prediction)
+        seen, predicted = _estimate(self, process, t)
+        return combine(seen, x_t, predicted, prediction)
 
     def gain(self, process: Process, t: Tensor) -> Tensor:
         """|d x_0 / d F|: an error of F is this many times larger, or smaller, on x_0."""
         a, b = self.pair(process, t)
         sigma = process.sigma(t)
         return (sigma / (process.alpha(t) * b - sigma * a)).abs()
+
+
+@remembered
+def _estimate(parameterization: Parameterization, process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
+    """What x_t and F are multiplied by in the estimate of x_0."""
+    a, b = parameterization.pair(process, t)
+    sigma = process.sigma(t)
+    scale = process.alpha(t) * b - sigma * a
+    return b / scale, -sigma / scale
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,17 @@ Source: Kingma et al. 2021 "Variational Diffusion Models" (2107.00630), section 
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import lru_cache
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+Coefficient = Tensor | float
+"""A number for all samples (a float, or a tensor []) or for each of them ([b])."""
 
 
 class Process(ABC):
@@ -45,20 +50,45 @@ class Process(ABC):
 
     def diffuse(self, x0: Float[Tensor, "b *s"], eps: Float[Tensor, "b *s"], t: Tensor) -> Float[Tensor, "b *s"]:
         """Draw x_t from q(x_t | x_0) with the given noise; t is [] or [b]."""
-        return combine(self.alpha(t), x0, self.sigma(t), eps)
+        return like(self.alpha(t), x0) * x0 + like(self.sigma(t), eps) * eps
 
 
-def like(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A coefficient per sample ([b]) or for all ([]), in the dtype of x and shaped to multiply it."""
+def like(coefficient: Coefficient, x: Tensor) -> Coefficient:
+    """A coefficient per sample ([b]) or for all, in the dtype of x and shaped to multiply it."""
+    if not isinstance(coefficient, Tensor):
+        return coefficient
     coefficient = coefficient.to(x)
     return coefficient.reshape(-1, *[1] * (x.ndim - 1)) if coefficient.ndim else coefficient
 
 
-def combine(a: Tensor, x: Float[Tensor, "b *s"], b: Tensor, y: Float[Tensor, "b *s"]) -> Float[Tensor, "b *s"]:
-    """a x + b y with coefficients per sample ([b]) or for all ([], which takes two passes over memory, not three)."""
-    if a.ndim == b.ndim == 0:
-        return torch.add(x * a.item(), y, alpha=b.item())
+def combine(
+    a: Coefficient, x: Float[Tensor, "b *s"], b: Coefficient, y: Float[Tensor, "b *s"]
+) -> Float[Tensor, "b *s"]:
+    """a x + b y with coefficients per sample ([b]) or for all, which takes two passes over memory, not three."""
+    if not isinstance(a, Tensor) and not isinstance(b, Tensor):
+        return torch.add(x * a, y, alpha=b)
     return like(a, x) * x + like(b, y) * y
+
+
+def remembered(function: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """Remember the coefficients that `function(*owners, *times)` gives at single times, as floats.
+
+    A solver asks for the same few in every batch, and a dozen operations on single numbers take longer than a step.
+    Times of shape [b] give tensors of that shape, computed each time.
+    """
+
+    @lru_cache(maxsize=1 << 14)
+    def known(owners: tuple[Any, ...], times: tuple[float, ...]) -> tuple[float | None, ...]:
+        found = function(*owners, *(torch.tensor(t, dtype=torch.float64) for t in times))
+        return tuple(None if c is None else c.item() for c in found)
+
+    def coefficients(*arguments: Any) -> tuple[Any, ...]:
+        times = [argument for argument in arguments if isinstance(argument, Tensor)]
+        if any(t.ndim for t in times):
+            return function(*arguments)
+        return known(arguments[: -len(times)], tuple(t.item() for t in times))
+
+    return coefficients
 
 
 def angle(lam: Tensor) -> Tensor:

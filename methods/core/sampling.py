@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from methods.core.denoiser import Denoiser, Labels
-from methods.core.process import Process, angle, combine, lam_of_angle
+from methods.core.process import Process, angle, combine, lam_of_angle, remembered
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
@@ -29,7 +29,10 @@ class SampleNoise:
 
     def __call__(self, shape: tuple[int, ...]) -> Float[Tensor, "b *s"]:
         """The next draw of every sample, [b, *shape] in float32."""
-        return torch.stack([torch.randn(shape, generator=g) for g in self.generators]).to(self.device)
+        draw = torch.empty(len(self.generators), *shape)
+        for sample, generator in zip(draw, self.generators, strict=True):
+            sample.normal_(generator=generator)
+        return draw.to(self.device)
 
 
 def transfer(process: Process, x: Float[Tensor, "b *s"], x0: Float[Tensor, "b *s"], t: Tensor, s: Tensor
@@ -38,8 +41,15 @@ def transfer(process: Process, x: Float[Tensor, "b *s"], x0: Float[Tensor, "b *s
 
     Source: Song et al. 2021 (2010.02502), eq. 12 with sigma = 0, for any process.
     """
+    kept, added = _transfer(process, t, s)
+    return combine(kept, x, added, x0)
+
+
+@remembered
+def _transfer(process: Process, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """What x and x_0 are multiplied by in `transfer`."""
     ratio = process.sigma(s) / process.sigma(t)
-    return combine(ratio, x, process.alpha(s) - process.alpha(t) * ratio, x0)
+    return ratio, process.alpha(s) - process.alpha(t) * ratio
 
 
 class Grid(ABC):

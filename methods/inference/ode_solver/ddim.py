@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from methods.core.activation import count
-from methods.core.process import Process, combine, like
+from methods.core.process import Process, combine, remembered
 from methods.core.recipe import Method, edit
 from methods.core.sampling import Denoise, SampleNoise, Solver, transfer
 
@@ -54,13 +54,18 @@ class StochasticDDIM(Solver):
         noise: SampleNoise,
     ) -> tuple[Float[Tensor, "b *s"], None]:  # fmt: skip
         count("steps_skipped", skipped(t, s))
-        x0 = denoise(x, t)
-        sigma = process.sigma(t)
-        eps = combine(1 / sigma, x, -process.alpha(t) / sigma, x0)
-        # Eq. 16 in lam: sqrt((1 - a_s) / (1 - a_t)) sqrt(1 - a_t / a_s) = sigma_s sqrt(1 - e^{-2h}), h = lam_s - lam_t.
-        fresh = self.eta * process.sigma(s) * torch.sqrt(-torch.expm1(2 * (process.lam(t) - process.lam(s))))
-        kept = torch.sqrt(process.sigma(s) ** 2 - fresh**2)
-        return combine(process.alpha(s), x0, kept, eps) + like(fresh, x) * noise(tuple(x.shape[1:])), None
+        kept, added, fresh = _posterior(process, self.eta, t, s)
+        x = combine(kept, x, added, denoise(x, t))
+        return (x if s == 0 else combine(1.0, x, fresh, noise(tuple(x.shape[1:])))), None
+
+
+@remembered
+def _posterior(process: Process, eta: float, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What x, x_0 and fresh noise are multiplied by; the noise that is kept is (x - alpha x_0) / sigma."""
+    # Eq. 16 in lam: sqrt((1 - a_s) / (1 - a_t)) sqrt(1 - a_t / a_s) = sigma_s sqrt(1 - e^{-2h}), h = lam_s - lam_t.
+    fresh = eta * process.sigma(s) * torch.sqrt(-torch.expm1(2 * (process.lam(t) - process.lam(s))))
+    kept = torch.sqrt(process.sigma(s) ** 2 - fresh**2) / process.sigma(t)
+    return kept, process.alpha(s) - process.alpha(t) * kept, fresh
 
 
 def ddim(steps: int = 20, eta: float = 0.0) -> Method:

@@ -13,12 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from methods.core.activation import count
-from methods.core.process import Process, combine
+from methods.core.process import Process, combine, remembered
 from methods.core.recipe import Method, edit
 from methods.core.sampling import Denoise, SampleNoise, Solver, transfer
 
 Past = tuple[Tensor, Tensor] | None
-"""lam at the previous time, and the estimate made there."""
+"""The previous time and the estimate made there."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,21 @@ class DPMSolverPP2M(Solver):
         self, denoise: Denoise, process: Process, x: Float[Tensor, "b *s"], t: Tensor, s: Tensor, past: Past,
         noise: SampleNoise,
     ) -> tuple[Float[Tensor, "b *s"], Past]:  # fmt: skip
-        x0, lam = denoise(x, t), process.lam(t)
+        x0 = denoise(x, t)
         estimate = x0
         if past is not None and s > 0:
             count("multistep_updates", len(x))
-            lam_before, x0_before = past
-            r = (process.lam(s) - lam) / (2 * (lam - lam_before))
-            estimate = combine(1 + r, x0, -r, x0_before)
-        return transfer(process, x, estimate, t, s), (lam, x0)
+            before, x0_before = past
+            now, then = _extrapolation(process, before, t, s)
+            estimate = combine(now, x0, then, x0_before)
+        return transfer(process, x, estimate, t, s), (t, x0)
+
+
+@remembered
+def _extrapolation(process: Process, before: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """What this estimate and the previous one are multiplied by: 1 + r and -r, r = h / (2 h_prev)."""
+    r = (process.lam(s) - process.lam(t)) / (2 * (process.lam(t) - process.lam(before)))
+    return 1 + r, -r
 
 
 def dpm_solver_pp_2m(steps: int = 10) -> Method:

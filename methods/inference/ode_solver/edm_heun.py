@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from methods.core.activation import count
-from methods.core.process import Process, combine
+from methods.core.process import Process, combine, remembered
 from methods.core.recipe import Method, edit
 from methods.core.sampling import Denoise, SampleNoise, Solver, transfer
 
@@ -36,8 +36,15 @@ class Heun(Solver):
         if s == 0:
             return euler, None
         count("corrections", len(x))
-        half_ratio = torch.exp(process.lam(s) - process.lam(t)) / 2
-        return transfer(process, x, combine(1 - half_ratio, x0, half_ratio, denoise(euler, s)), t, s), None
+        first, second = _mean_slope(process, t, s)
+        return transfer(process, x, combine(first, x0, second, denoise(euler, s)), t, s), None
+
+
+@remembered
+def _mean_slope(process: Process, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """What the estimates at both ends are multiplied by: 1 - r and r, r = rho_t / (2 rho_s)."""
+    half_ratio = torch.exp(process.lam(s) - process.lam(t)) / 2
+    return 1 - half_ratio, half_ratio
 
 
 def edm_heun(steps: int = 10) -> Method:

@@ -6,7 +6,7 @@ export PREFECT_HOME ?= $(CURDIR)/work/prefect
 LOCAL := PREFECT_API_URL=http://127.0.0.1:4200/api
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test lint site server deploy worker repro clean
+.PHONY: help demo test lint bench site server deploy worker repro clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -19,6 +19,9 @@ test: $(READY) ## the fast tests
 
 lint: $(READY) ## formatting, lint and types
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright
+
+bench: $(READY) ## what the instrument itself costs: its loop beside a network, its steps beside diffusers
+	@$(BIN)/python -m flows.bench
 
 site: $(READY) ## render the site into public/ from catalog and results
 	@$(BIN)/python -m flows.publish

@@ -14,10 +14,11 @@ import pytest
 
 import catalog
 from catalog import Cell
-from flows import cell, forms, plan, score, study, survey, tracking
+from flows import cell, forms, plan, pool, score, study, survey, tracking
 from flows.cell import Spec, Workplace
 from flows.records import Damaged, read_json
 from flows.study import Effort
+from methods.core.identity import training_fingerprint
 
 pytestmark = pytest.mark.filterwarnings("default")
 KNOWN = catalog.load()
@@ -203,6 +204,50 @@ def test_missing_data_says_where_to_put_which_file(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(files.urllib.request, "urlopen", offline)
     with pytest.raises(MissingData, match=rf"Put .*idx.* into {tmp_path / 'mnist'}"):
         mnist.load()
+
+
+def test_a_survey_makes_every_file_once_and_shares_trainings() -> None:
+    studies = [study.study(KNOWN, "digits", id) for id in study.techniques_on(KNOWN, "digits")]
+    train, compress, sample = pool.steps(studies)
+    for items in (train, compress, sample):
+        assert len(set(items)) == len(items) > 0
+    distinct = {training_fingerprint(spec.recipe) for this in studies for spec in this.specs.values()}
+    assert len(train) == len(distinct) * len(KNOWN.beds["digits"].seeds.train)
+    assert {item.what.split("@")[0] for item in compress} >= {"diff_pruning", "progressive_distillation", "es_ddpm"}
+    assert "deepcache" not in {item.what for item in compress}, "caches do not ship"
+    assert "dpm_solver_pp_2m@64" in {item.what for item in sample}, "what fidelity is measured against"
+
+
+def test_an_item_that_cannot_be_made_is_a_reason_and_does_not_stop_the_others(tmp_path: Path) -> None:
+    bad = Cell(methods={"dit": {}, "deepcache": {}}).model_dump_json()
+    errand = pool.Errand(TINY, tmp_path, tmp_path)
+    row = pool.carry_out(pool.Item("sample", "digits", "dit+deepcache", bad), errand)
+    assert "needs a UNetConfig" in row["reason"] and row["step"] == "sample"
+
+
+def test_where_the_time_went_adds_up(tmp_path: Path) -> None:
+    rows = [
+        {"step": "sample", "id": "ddim", "seconds": 2.0},
+        {"step": "sample", "id": "ddim", "seconds": 3.0},
+        {"step": "record", "id": "ddim", "seconds": 1.0},
+    ]
+    pool.write_table("digits", rows, 2, 4.0, tmp_path)
+    written = read_json(tmp_path / "digits" / "survey.cost.json")
+    assert written["wall_seconds"] == 4.0 and written["jobs"] == 2
+    assert {(row["step"], row["seconds"]) for row in written["rows"]} == {("sample", 5.0), ("record", 1.0)}
+
+
+def test_a_control_at_equal_cost_spends_what_the_subject_does() -> None:
+    this = study.study(KNOWN, "digits", "dpm_solver_pp_2m")
+    spent = {"evaluations": 10.0, "macs": 1000, "uncounted_ops": []}
+    known = {this.default: {"cost": spent}, this.control: {"cost": {**spent, "evaluations": 50.0, "macs": 5000}}}
+    spec, why = study.equal_cost(this, known, "evaluations")
+    assert spec is not None and (spec.name, why) == ("baseline@10", None)
+    known[this.default]["cost"] = {**spent, "macs": 2520, "uncounted_ops": []}
+    spec, _ = study.equal_cost(this, known, "macs")
+    assert spec is not None and spec.name == "baseline@25"
+    known[this.default]["cost"] = {**spent, "uncounted_ops": ["quantized.linear"]}
+    assert study.equal_cost(this, known, "macs") == (None, "the count leaves out quantized.linear")
 
 
 def test_the_plan_matches_the_catalog() -> None:

@@ -3,6 +3,7 @@
 A tolerance that is changed after the run that tested it leaves a second entry, and the claim's page shows both.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from catalog import Catalog, Claim
 from flows.records import commit, read_json, write_json
 
+SUFFIX = ".claims.json"
 TERMS = ("kind", "metric", "arm", "control", "statistic", "expect", "tolerance")
 """The fields of a claim that decide its verdict."""
 
@@ -24,6 +26,10 @@ class Terms:
     when: str
 
 
+Histories = Mapping[tuple[str, str], Mapping[str, tuple[Terms, ...]]]
+"""By bed and technique: every claim that was ever measured, withdrawn ones included, with its terms, oldest first."""
+
+
 def terms_of(claim: Claim) -> dict[str, Any]:
     """The fields of a claim that decide its verdict, as JSON has them."""
     return claim.model_dump(mode="json", include=set(TERMS), exclude_none=True)
@@ -31,7 +37,7 @@ def terms_of(claim: Claim) -> dict[str, Any]:
 
 def path_of(results: Path, bed: str, id: str) -> Path:
     """Where the history of a technique's claims on a bed lies."""
-    return results / bed / f"{id}.claims.json"
+    return results / bed / f"{id}{SUFFIX}"
 
 
 def read(results: Path, bed: str, id: str) -> dict[str, tuple[Terms, ...]]:
@@ -39,6 +45,12 @@ def read(results: Path, bed: str, id: str) -> dict[str, tuple[Terms, ...]]:
     path = path_of(results, bed, id)
     known = read_json(path) if path.exists() else {}
     return {claim: tuple(Terms(**entry) for entry in entries) for claim, entries in known.items()}
+
+
+def read_all(results: Path) -> Histories:
+    """The history of every technique on every bed."""
+    found = [(path.parent.name, path.name.removesuffix(SUFFIX)) for path in sorted(results.glob(f"*/*{SUFFIX}"))]
+    return {(bed, id): read(results, bed, id) for bed, id in found}
 
 
 def add(known: Catalog, bed: str, id: str, results: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from catalog import Catalog, CatalogError, Cell, Claim, Scale, Seeds, Technique, cell_name
 from flows import history
 from flows.cell import Spec
-from flows.history import Terms
+from flows.history import Histories, Terms
 from flows.records import read_json
 from flows.score import identity
 from methods.core.recipe import Conflict
@@ -98,16 +98,15 @@ def record_files(folder: Path) -> list[Path]:
 def judge(catalog: Catalog, results: Path) -> list[Judged]:
     """Every claim of every technique on each of its beds, in the catalog's order. Raises Damaged."""
     records = read_records(results)
-    judged = judge_records(catalog, records, stale(catalog, records, read_floors(results)))
-    histories = {(bed, id): history.read(results, bed, id) for bed in records for id in records[bed]}
-    return [
-        replace(each, terms=histories.get((each.bed or "", each.technique), {}).get(each.claim.id, ()))
-        for each in judged
-    ]
+    old = stale(catalog, records, read_floors(results))
+    return judge_records(catalog, records, old, history.read_all(results))
 
 
 def judge_records(
-    catalog: Catalog, records: Mapping[str, Mapping[str, Record]], old: Stale | None = None
+    catalog: Catalog,
+    records: Mapping[str, Mapping[str, Record]],
+    old: Stale | None = None,
+    histories: Histories | None = None,
 ) -> list[Judged]:
     """As `judge`, from records already read; `old` are the numbers known to be stale."""
     judged = [
@@ -120,7 +119,15 @@ def judge_records(
     adjusted = benjamini_hochberg([verdict.p for index in uncertain if (verdict := judged[index].verdict)])
     for index, p in zip(uncertain, adjusted, strict=True):
         judged[index] = _held_back(judged[index], p, len(uncertain))
-    return [replace(each, stale=_why_stale(each, old or {})) for each in judged]
+    past = histories or {}
+    return [
+        replace(
+            each,
+            stale=_why_stale(each, old or {}),
+            terms=past.get((each.bed or "", each.technique), {}).get(each.claim.id, ()),
+        )
+        for each in judged
+    ]
 
 
 def _held_back(judged: Judged, adjusted: float, tests: int) -> Judged:

@@ -207,14 +207,15 @@ def preparation_macs(spec: Spec, place: Workplace) -> tuple[int, int]:
 
     Both grow in a straight line with the iterations, so they are extrapolated from two short runs of the real loops.
     """
-    path = place.path(spec, "macs", suffix="json")
     fingerprint = shipped_fingerprint(spec.recipe, f"{spec.bed.shape} {SHORT}")
-    if path.exists() and (known := read_json(path))["fingerprint"] == fingerprint:
+    path = place.root / spec.bed.name / "macs" / f"{fingerprint}.json"
+    if path.exists():
+        known = read_json(path)
         return known["training"], known["one_off"]
     short, longer = (short_run(spec, iterations) for iterations in (SHORT, 2 * SHORT))
     share = (spec.recipe.fit.iterations - SHORT) / SHORT
     training, one_off = (round(a + (b - a) * share) for a, b in zip(short, longer, strict=True))
-    write_json(path, {"fingerprint": fingerprint, "training": training, "one_off": one_off})
+    write_json(path, {"training": training, "one_off": one_off})
     return training, one_off
 
 

@@ -121,15 +121,23 @@ def test_one_off_macs_are_those_of_the_whole_preparation(place: Workplace) -> No
         assert score.preparation_macs(longer, place) == score.short_run(spec, iterations)
 
 
-def test_a_bed_with_an_exact_denoiser_trains_nothing(place: Workplace, tmp_path: Path) -> None:
-    folders = ["--work", str(place.root), "--results", str(tmp_path / "results")]
-    command = [sys.executable, "-m", "flows.study", "run"]
-    subprocess.run([*command, "edm_heun", "--bed", "mixture", *folders], check=True, capture_output=True)
-    written = read_json(tmp_path / "results/mixture/edm_heun.json")
-    assert written["cells"][written["default"]]["metrics"]["coverage"]["mean"] == 1 and written["status"] == "ok"
+def test_a_bed_with_an_exact_denoiser_trains_nothing(
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(KNOWN.beds, "mixture", KNOWN.beds["mixture"].model_copy(update={"n": 200}))
+    monkeypatch.setattr(score, "EXACT_REFERENCE_STEPS", 128)
+    this = study.study(KNOWN, "mixture", "edm_heun")
+    written = study.record(this, place, tmp_path / "results")
+    subject = written["cells"][written["default"]]
+    assert written["status"] == "ok" and subject["metrics"]["coverage"]["mean"] == 1
+    assert subject["metrics"]["fidelity"]["mean"] < written["cells"]["baseline@20"]["metrics"]["fidelity"]["mean"]
+    assert written["equal_evaluations"]["cell"] == "karras_rho_schedule@19"
+    assert written["equal_macs"]["cell"] is None and "no network" in written["equal_macs"]["reason"]
     assert not list(place.root.rglob("train"))
-    refused = subprocess.run([*command, "deepcache", "--bed", "mixture", *folders], capture_output=True, text=True)
-    assert refused.returncode == 2 and "exact denoiser" in refused.stderr and refused.stderr.count("\n") == 1
+    with pytest.raises(SystemExit) as stop:
+        study.main(study.app, ["run", "deepcache", "--bed", "mixture", "--work", str(place.root)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "exact denoiser" in error and error.count("\n") == 1
 
 
 def test_kill_during_training_leaves_nothing_half_written(place: Workplace) -> None:

@@ -1,28 +1,21 @@
 """The site says nothing that was not measured, says all that was, and works as a folder of files."""
 
-import hashlib
 import json
-import random
 import re
-import statistics
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
+import made_up
 import pytest
 from jinja2 import nodes
-from PIL import Image
 
 import catalog
-from catalog import Catalog, Cell, cell_name
-from flows.records import write_json
+from catalog import Catalog
 from flows.rendering import SITE, render, templates
+from methods.measure.reference import UNITS
 
-UNITS = {"fd": "squared feature distance", "kid": "squared kernel mean discrepancy", "accuracy": "fraction of samples"}
-UNITS |= {"recall": "fraction of reference images", "fidelity": "RMS pixel error, pixels in [-1, 1]"}
-FEATURES = {"sha256": "ab12", "accuracy": 0.98, "dimensions": 64}
 VOID = {"area", "br", "hr", "img", "input", "link", "meta", "path", "circle"}
 
 
@@ -41,7 +34,7 @@ def empty(known: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(known: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made_up(known, tmp_path_factory.mktemp("results"))
+    return made_up.everything(known, tmp_path_factory.mktemp("results"))
 
 
 @pytest.fixture(scope="module")
@@ -50,81 +43,6 @@ def full(known: Catalog, results: Path, tmp_path_factory: pytest.TempPathFactory
     out = tmp_path_factory.mktemp("full")
     render(known, results, out)
     return out
-
-
-def made_up(known: Catalog, root: Path) -> Path:
-    """Results in the format of real ones, on digits; the same every time."""
-    folder = root / "digits"
-    curve = [known.canonical(Cell(methods={}, steps=n)) for n in known.baseline.curve]
-    names = {cell_name(cell, known, "digits"): cell for cell in curve}
-    write_record(known, folder, "baseline", names, "baseline", "baseline")
-    for id, technique in known.techniques.items():
-        cells = known.cells(id, "digits")
-        default, control = list(cells)[:2]
-        if id == "diff_pruning":
-            content = {"status": "failed", "reason": f"{default}: the gradient was not finite", "cells": {}}
-            write_json(folder / f"{id}.json", head(id, default, control) | content)
-        elif id != "immiscible_diffusion":
-            write_record(known, folder, id, cells, default, control, technique.counters)
-    write_json(
-        folder / "floor.json",
-        {"schema": 1, "bed": "digits", "id": "floor", "features": FEATURES, "held_out": {},
-         "fd": {"bias_at_held_out": 0.9, "excess": 0.1, "bias_at_n": 0.21, "n": 1437}},
-    )  # fmt: skip
-    return root
-
-
-def head(id: str, default: str, control: str) -> dict[str, Any]:
-    return {
-        "schema": 1, "bed": "digits", "id": id, "status": "ok", "reason": None, "default": default, "control": control,
-        "spec_hash": "0123456789abcdef", "features": FEATURES,
-    }  # fmt: skip
-
-
-def write_record(
-    known: Catalog, folder: Path, id: str, cells: dict[str, Cell], default: str, control: str, counters: Any = ()
-) -> None:
-    content = {name: made_up_cell(known, name, cell, counters) for name, cell in cells.items()}
-    write_json(folder / f"{id}.json", head(id, default, control) | {"cells": content})
-    write_json(
-        folder / f"{id}.cost.json",
-        {"commit": "c0ffee", "dirty": False, "when": "2026-01-02T03:04:05Z", "versions": {"torch": "2.13.0"},
-         "host": {"cpu": "a processor", "cores": 2, "threads": 1, "load": 0.5}, "seconds": {"train": 71.2, "sample": 9},
-         "latency_ratio": None if id == "baseline" else {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 6, "batch": 16}},
-    )  # fmt: skip
-    Image.frombytes("L", (89, 71), random.Random(id).randbytes(89 * 71)).save(folder / f"{id}.png")
-
-
-def made_up_cell(known: Catalog, name: str, cell: Cell, counters: Any) -> dict[str, Any]:
-    rng = random.Random(int(hashlib.sha256(name.encode()).hexdigest(), 16))
-    steps = known.steps(cell, "digits")
-    centre = 0.45 + 9 / steps**1.3 + (rng.uniform(-0.15, 0.5) if cell.methods else 0)
-
-    def metric(key: str, mean: float, spread: float) -> dict[str, Any]:
-        values = [mean + random.Random(i).gauss(0, spread) + rng.gauss(0, spread / 2) for i in range(5)]
-        middle, half = statistics.fmean(values), 2.776 * statistics.stdev(values) / 5**0.5
-        return {
-            "values": values, "mean": middle, "low": middle - half, "high": middle + half, "unit": UNITS[key],
-            "blocks": 5,
-        }  # fmt: skip
-
-    return {
-        "methods": known.resolve(cell, "digits"), "steps": steps, "budget": 1.0, "n": 1437,
-        "seeds": {"train": [0], "sample": [0, 1, 2, 3, 4]},
-        "metrics": {
-            "fd": metric("fd", centre, 0.08), "kid": metric("kid", centre / 900, 1e-4),
-            "accuracy": metric("accuracy", 0.97, 0.003), "recall": metric("recall", 0.8, 0.01),
-            "fidelity": metric("fidelity", centre / 20, 0.002),
-        },
-        "cost": {
-            "evaluations": float(steps * (2 if "guidance" in name else 1)), "sequential_calls": float(steps),
-            "macs": steps * (400_000 if "deepcache" in name else 912_345),
-            "uncounted_ops": ["aten._int_mm"] if "int8" in name else [], "parameters": 352_111, "bytes": 1_408_444,
-            "training_images": 99_840, "one_off_images": 0,
-        },
-        "counters": {counter: 0 if counter == "calls_skipped" else 1234 for counter in counters},
-        "fingerprints": {"cell": "aa", "training": "bb", "shipped": "cc"},
-    }  # fmt: skip
 
 
 def pages(site: Path) -> Iterator[Path]:
@@ -194,8 +112,9 @@ def test_nothing_is_loaded_from_elsewhere(full: Path) -> None:
 
 def test_what_is_missing_is_said(empty: Path, full: Path) -> None:
     assert "no result yet" in (empty / "index.html").read_text()
-    for page in (empty / "t").iterdir():
+    for page in [*(empty / "t").iterdir(), empty / "beds.html"]:
         assert "no result yet" in page.read_text()
+    assert "not noted yet" in (empty / "methods.html").read_text()
     assert "no result yet" in (full / "t/immiscible_diffusion.html").read_text()
     assert "the gradient was not finite" in (full / "t/diff_pruning.html").read_text()
     assert "the gradient was not finite" in (full / "index.html").read_text()
@@ -270,7 +189,8 @@ def test_a_verdict_stands_beside_its_claim_with_its_scale(known: Catalog, full: 
         page = (full / f"t/{each['technique']}.html").read_text()
         article = page.split(f'id="claim-{anchor}"')[1].split("</article>")[0]
         assert f"<span>{each['status']}</span>" in article
-        assert ("toy scale" in article) == (each["verdict"] is not None)
+        scale = known.bed(each["bed"]).scale if each["bed"] else None
+        assert (f"{scale} scale" in article) == (each["verdict"] is not None)
     assert {each["status"] for each in judged} == {"supported", "not supported", "inconclusive", "not tested"}
 
 

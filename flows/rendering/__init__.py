@@ -4,8 +4,6 @@ The same inputs give the same bytes. Files that did not change are left alone, s
 cheap for whoever copies or watches the folder.
 """
 
-import csv
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +13,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from catalog import Catalog
-from flows.ledger import EXACT_UNITS, STATUSES, as_json
+from flows.ledger import EXACT_UNITS, STATUSES
 from flows.records import write_bytes
-from flows.rendering.numbers import COSTS, METRICS, exact, grouped, percent, plural, title
-from flows.rendering.views import BASELINE, COST, DISCOVERY, QUALITY, Atlas
+from flows.rendering.atlas import Atlas
+from flows.rendering.equations import equations
+from flows.rendering.measured import COST
+from flows.rendering.numbers import capital, day, exact, grouped, percent, plural, probability, short
+from flows.rendering.procedures import BIAS, BREAK_EVEN, INTERVALS, RESOLUTION
+from flows.rendering.quantities import COSTS, MACHINE, METRICS, title
+from flows.rendering.spent import step_title
+from flows.rendering.tables import dump, tables
+from methods.measure.reference import UNITS
 
 SITE = Path(__file__).parents[2] / "site"
 MANIFEST = "data/manifest.json"
@@ -52,9 +57,10 @@ def pages(atlas: Atlas) -> Iterator[tuple[str, bytes]]:
         return path, text.encode()
 
     catalog = atlas.catalog
-    yield page("index.html", "index", bed=catalog.beds[HOME_BED])
+    yield page("index.html", "index", bed=atlas.beds[HOME_BED])
     yield page("taxonomy.html", "taxonomy")
     yield page("claims.html", "claims")
+    yield page("beds.html", "beds")
     yield page("methods.html", "methods")
     yield page("survey/index.html", "surveys")
     yield page("data/index.html", "data", copied=[name for name, _ in copies(atlas)])
@@ -74,10 +80,14 @@ def templates() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(exact=exact, grouped=grouped, title_of=title, mathml=Markup, percent=percent)
+    environment.filters.update(
+        exact=exact, grouped=grouped, title_of=title, mathml=Markup, percent=percent, step_title=step_title,
+        equations=equations, probability=probability, short=short, capital=capital, day=day,
+    )  # fmt: skip
     environment.globals.update(
-        METRICS=METRICS, COSTS=COSTS, STATUSES=STATUSES, BASELINE=BASELINE, DISCOVERY=DISCOVERY,
-        QUALITY=QUALITY, COST=COST, plural=plural,
+        METRICS=METRICS, COSTS=COSTS, MACHINE=MACHINE, STATUSES=STATUSES, COST=COST, UNITS=UNITS,
+        EXACT_UNITS=EXACT_UNITS, INTERVALS=INTERVALS, BIAS=BIAS, RESOLUTION=RESOLUTION, BREAK_EVEN=BREAK_EVEN,
+        plural=plural,
     )  # fmt: skip
     return environment
 
@@ -93,56 +103,3 @@ def copies(atlas: Atlas) -> Iterator[tuple[str, bytes]]:
     for folder in sorted(path for path in atlas.results.glob("*") if path.is_dir()):
         for path in sorted([*folder.glob("[!.]*.json"), *folder.glob("[!.]*.png")]):
             yield f"data/{folder.name}/{path.name}", path.read_bytes()
-
-
-def tables(atlas: Atlas) -> Iterator[tuple[str, bytes]]:
-    """The catalog and the ledger as JSON, all measured numbers as CSV."""
-    catalog = atlas.catalog
-    yield (
-        "data/catalog.json",
-        dump(
-            {
-                "taxonomy": catalog.taxonomy.model_dump(mode="json"),
-                "surveys": {key: survey.model_dump(mode="json") for key, survey in catalog.surveys.items()},
-                "beds": {name: bed.model_dump(mode="json") for name, bed in catalog.beds.items()},
-                "baseline": catalog.baseline.model_dump(mode="json"),
-                "techniques": {
-                    id: technique.model_dump(mode="json", exclude_unset=True)
-                    for id, technique in catalog.techniques.items()
-                },
-            }
-        ),
-    )
-    yield "data/claims.json", dump([as_json(judged) for judged in atlas.judged])
-    yield "data/results.csv", results_csv(atlas).encode()
-
-
-COLUMNS = ("bed", "id", "cell", "quantity", "value", "low", "high", "unit", "blocks", "n", "train_seeds", "record")
-
-
-def results_csv(atlas: Atlas) -> str:
-    """A line for each number of each cell; exact numbers have no interval."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
-    for bed, records in atlas.records.items():
-        for id, record in records.items():
-            for name, cell in record["cells"].items():
-                seeds = len(cell["seeds"]["train"])
-                origin = f"{bed}/{id}.json"
-                for key, m in cell["metrics"].items():
-                    table.writerow(
-                        (bed, id, name, key, m["mean"], m["low"], m["high"], m["unit"], m["blocks"], cell["n"], seeds,
-                         origin)
-                    )  # fmt: skip
-                for key in COSTS:
-                    if key in cell["cost"]:
-                        table.writerow(
-                            (bed, id, name, key, cell["cost"][key], "", "", EXACT_UNITS[key], "", "", seeds, origin)
-                        )
-    return text.getvalue()
-
-
-def dump(value: Any) -> bytes:
-    """JSON with sorted keys; infinities are an error."""
-    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,78 +1,17 @@
 """Numbers as the site shows them: value, uncertainty, what they count and where they come from, never one alone."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
 
-from flows.ledger import EXACT_UNITS, Judged, Record
+from flows.ledger import EXACT_UNITS
+from methods.measure.statistics import paired
 
-MINUS = "−"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How to read a quality number: `better` is the direction, None where neither is."""
-
-    title: str
-    better: str | None
-    about: str
-
-
-METRICS = {
-    "fd": Metric(
-        "FD",
-        "lower",
-        "FD-smallnet: the Fréchet distance between samples and training images in the features of one small frozen "
-        "classifier. It is biased upwards by an amount that depends on the number of samples, so it is compared only "
-        "between equal numbers of samples, and never with a published FID.",
-    ),
-    "kid": Metric(
-        "KID",
-        "lower",
-        "Kernel distance: the unbiased squared mean discrepancy in the same features, scaled to unit size. It may be "
-        "slightly negative.",
-    ),
-    "fidelity": Metric(
-        "Fidelity error",
-        "lower",
-        "How far a sample lies from the one that a many-step solver makes of the same noise with the same weights. "
-        "Only where a technique leaves the weights alone; it needs few samples and no reference images.",
-    ),
-    "accuracy": Metric(
-        "Label accuracy", "higher", "The share of samples that the classifier takes for the class asked for."
-    ),
-    "precision": Metric("Precision", "higher", "The share of samples that lie within the manifold of the real images."),
-    "recall": Metric("Recall", "higher", "The share of real images that lie within the manifold of the samples."),
-    "density": Metric(
-        "Density", "higher", "How many real neighbourhoods a sample falls in, relative to real images among themselves."
-    ),
-    "coverage": Metric(
-        "Coverage", "higher", "The share of real images with a sample nearby; in the plane, the share of modes."
-    ),
-    "histogram": Metric(
-        "Class histogram", "lower", "Total variation between the classes recognized in samples and in real images."
-    ),
-    "nearest": Metric(
-        "Nearest training image",
-        None,
-        "The median distance to the nearest training image over that of held-out images; far below one means copying.",
-    ),
-    "w2": Metric("Wasserstein", "lower", "Exact optimal transport between samples and a fixed draw of the truth."),
-    "sliced_w2": Metric(
-        "Sliced Wasserstein", "lower", "The same distance, averaged over projections onto lines through the plane."
-    ),
-    "mmd": Metric("MMD", "lower", "Kernel mean discrepancy with a bandwidth fixed on the reference."),
-    "off_manifold": Metric("Off the manifold", "lower", "The share of samples far from every mode."),
-}
-
-COSTS = {
-    "evaluations": "Evaluations",
-    "sequential_calls": "Sequential calls",
-    "macs": "MACs",
-    "parameters": "Parameters",
-    "bytes": "Bytes",
-    "training_images": "Training images",
-    "one_off_images": "One-off images",
-}
+Record = dict[str, Any]
+MINUS, RAISED = "−", str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+SMALLEST = 0.0001
+"""Below it numbers get an exponent; a p-value says no more, for its size hangs on tails that few values do not show."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +34,12 @@ class Number:
     record: str
     level: int = 95
 
+    def but(
+        self, value: float, low: float | None, high: float | None, unit: str | None = None, cell: str | None = None
+    ) -> "Number":
+        """Another number from the same parents."""
+        return replace(self, value=value, low=low, high=high, unit=unit or self.unit, cell=cell or self.cell)
+
     @property
     def exact(self) -> bool:
         return self.low is None
@@ -116,7 +61,7 @@ class Number:
     @property
     def text(self) -> str:
         if not self.bounded or self.low == self.high:
-            return exact(self.value)
+            return exact(self.value, 4 if self.exact else 3)
         return fixed(self.value, self.places)
 
     @property
@@ -139,54 +84,61 @@ class Number:
         return f"{self.unit}; from {values}{of}, which give no interval; {self.cell} on {self.bed}"
 
 
-def quality(record: Record, cell: str, key: str, path: str) -> Number | None:
+def quality(record: Record, cell: str | None, key: str, path: str) -> Number | None:
     """A quality of a cell, None where it was not measured."""
     measured = record["cells"].get(cell)
     if measured is None or key not in measured["metrics"]:
         return None
     found = measured["metrics"][key]
+    low, high = found.get("low"), found.get("high")  # neither with one block
+    low, high = (-math.inf, math.inf) if low is None or high is None else (low, high)
     return Number(
-        found["mean"], found["low"], found["high"], found["blocks"], measured["n"], found["unit"], record["bed"], cell,
-        path,
-    )  # fmt: skip
+        found["mean"], low, high, found["blocks"], measured["n"], found["unit"], record["bed"], str(cell), path
+    )
 
 
-def cost(record: Record, cell: str, key: str, path: str) -> Number | None:
+def within(record: Record, cell: str, key: str, path: str) -> Number | None:
+    """The standard error of a quality within a block, root mean square over blocks, where a U-statistic gives one."""
+    found = quality(record, cell, key, path)
+    if found is None or "errors" not in (measured := record["cells"][cell]["metrics"][key]):
+        return None
+    error = math.sqrt(fmean(error**2 for error in measured["errors"]))
+    return found.but(error, -math.inf, math.inf, f"standard error of {found.unit}")
+
+
+def difference(record: Record, cell: str, other: str | None, key: str, path: str) -> Number | None:
+    """A cell minus another, paired block by block; None where either lacks the quality, or where they are one."""
+    ours, theirs = quality(record, cell, key, path), quality(record, other, key, path)
+    if ours is None or theirs is None or cell == other:
+        return None
+    first, second = (record["cells"][name]["metrics"][key]["values"] for name in (cell, other))
+    if len(first) == 1:
+        return ours.but(first[0] - second[0], -math.inf, math.inf, cell=f"{cell} {MINUS} {other}")
+    gap = paired(first, second)
+    return ours.but(gap.mean, gap.low, gap.high, cell=f"{cell} {MINUS} {other}")
+
+
+def excess(found: Number | None, floor: Number | None) -> Number | None:
+    """What a quality lies above that of a perfect sampler, taken as known; None where either is not."""
+    if found is None or floor is None:
+        return None
+    low, high = ((end if end is None else end - floor.value) for end in (found.low, found.high))
+    return found.but(found.value - floor.value, low, high, cell=f"{found.cell} {MINUS} a perfect sampler")
+
+
+def cost(record: Record, cell: str | None, key: str, path: str) -> Number | None:
     """An exact cost of a cell, None where it was not counted."""
     measured = record["cells"].get(cell)
-    if measured is None or key not in measured["cost"]:
+    if measured is None or measured["cost"].get(key) is None:
         return None
-    return Number(measured["cost"][key], None, None, 1, None, EXACT_UNITS[key], record["bed"], cell, path)
+    return Number(measured["cost"][key], None, None, 1, None, EXACT_UNITS[key], record["bed"], str(cell), path)
 
 
-def statistic(judged: Judged, path: str) -> Number | None:
-    """What a claim's verdict rests on, None for a claim without one."""
-    if judged.verdict is None or judged.bed is None:
+def quotient(first: Number | None, second: Number | None) -> Number | None:
+    """The ratio of two exact numbers, None where there is none."""
+    if first is None or second is None or not second.value:
         return None
-    found = judged.verdict.interval
-    known = judged.verdict.p in (0.0, 1.0) and found.n == 1 and found.low == found.high
-    low, high = (None, None) if known else (found.low, found.high)
-    level = 90 if judged.claim.expect and judged.claim.expect.equal is not None else 95
-    cell = formula(judged)
-    return Number(found.mean, low, high, found.n, judged.n, judged.unit or "", judged.bed, cell, path, level)
-
-
-def formula(judged: Judged) -> str:
-    """The statistic in terms of cells: `ddim@10 − baseline@10`."""
-    if judged.control is None:
-        return judged.arm or ""
-    return f"{judged.arm} {'/' if judged.claim.statistic == 'ratio' else MINUS} {judged.control}"
-
-
-def expectation(judged: Judged) -> str:
-    """What the claim lets one expect: `at most 0, tolerance 0.1`."""
-    expect = judged.claim.expect
-    if expect is None:
-        return ""
-    (relation, target), *_ = expect.model_dump(exclude_unset=True).items()
-    words = {"at_most": "at most", "at_least": "at least", "equal": "equal to"}[relation]
-    tolerance = f", tolerance {exact(judged.claim.tolerance)}" if judged.claim.tolerance else ""
-    return f"{words} {exact(target)}{tolerance}"
+    return first.but(first.value / second.value, None, None, "ratio", f"{first.cell} / {second.cell}")
 
 
 def fixed(value: float, places: int) -> str:
@@ -197,14 +149,17 @@ def fixed(value: float, places: int) -> str:
     return text.replace("-", MINUS)
 
 
-def exact(value: float) -> str:
-    """A counted number: whole up to a hundred thousand, then with a prefix; four digits for fractions."""
+def exact(value: float, digits: int = 4) -> str:
+    """A counted number: whole up to a hundred thousand, then with a prefix; so many digits for fractions."""
     if abs(value) >= 1e5:
         power = min(5, int(math.log10(abs(value) * 1.0005) // 3))
         return f"{value / 1000**power:.3g} {' kMGTP'[power]}".replace("-", MINUS)
     if float(value).is_integer():
         return f"{int(value):,}".replace("-", MINUS)
-    return f"{value:.4g}".replace("-", MINUS)
+    if abs(value) < SMALLEST:
+        mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
+        return f"{float(mantissa):g} · 10{str(int(power)).translate(RAISED)}".replace("-", MINUS)
+    return f"{value:.{digits}g}".replace("-", MINUS)
 
 
 def grouped(value: float | None) -> str:
@@ -217,11 +172,26 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
+def probability(p: float) -> str:
+    """A p-value: `= 0.034`, or below the smallest that is worth telling."""
+    return f"< {SMALLEST:g}" if p < SMALLEST else f"= {p:.2g}"
+
+
 def plural(count: int, one: str, many: str | None = None) -> str:
     """`1 claim`, `2 claims`."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
-def title(key: str) -> str:
-    """The name of a metric or cost."""
-    return METRICS[key].title if key in METRICS else COSTS.get(key, key)
+def short(commit: str | None) -> str:
+    """A commit as people name it."""
+    return commit[:10] if commit else "unknown"
+
+
+def day(when: str) -> str:
+    """The day of a moment in ISO 8601."""
+    return when.partition("T")[0]
+
+
+def capital(text: str) -> str:
+    """The text with its first letter in upper case, and the others as they are."""
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,157 @@
+"""What all pages share: techniques, beds and claims of the whole site; templates only lay it out."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from urllib.parse import quote
+
+from catalog import Area, Bed, Family, Technique
+from flows.ledger import FALSE_DISCOVERIES, Status, tally
+from flows.rendering import beds, spent, technique
+from flows.rendering.beds import BedView, Row
+from flows.rendering.charts import Chart
+from flows.rendering.claims import ClaimView, Withdrawn, withdrawn
+from flows.rendering.comparison import Difference, at_equal
+from flows.rendering.measured import BASELINE, COST, NARROW, Measured, datum
+from flows.rendering.numbers import Record, percent
+from flows.rendering.quantities import main_metric
+from flows.rendering.spent import Spent
+from flows.rendering.technique import OnBed, TechniqueView
+
+FRONTIER = (1150, 600)
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A family with its runnable techniques; what else the literature has is only counted."""
+
+    family: Family
+    techniques: list[Technique]
+    counts: dict[Status, int]
+
+
+@dataclass(frozen=True)
+class Testing:
+    """How many claims were tested, how many of them on uncertain numbers, and what the correction for many did."""
+
+    claims: int
+    tested: int
+    uncertain: int
+    held_back: int
+    stale: int
+    rate: float = FALSE_DISCOVERIES
+
+
+class Atlas(Measured):
+    """Catalog and results together, read once for one rendering."""
+
+    @cached_property
+    def techniques(self) -> dict[str, TechniqueView]:
+        return {id: technique.view(self, known, self.withdrawn) for id, known in self.catalog.techniques.items()}
+
+    @cached_property
+    def beds(self) -> dict[str, BedView]:
+        """The beds, from the smallest to the largest."""
+        known = sorted(self.catalog.beds.values(), key=lambda bed: (math.prod(bed.shape), bed.name))
+        return {bed.name: beds.view(self, bed) for bed in known}
+
+    @cached_property
+    def withdrawn(self) -> list[Withdrawn]:
+        return withdrawn(self)
+
+    @cached_property
+    def counts(self) -> dict[Status, int]:
+        return tally(self.judged)
+
+    @cached_property
+    def verdicts(self) -> dict[str, dict[Status, int]]:
+        """How many claims of each technique have each status."""
+        ids = self.catalog.techniques
+        return {id: tally(each for each in self.judged if each.technique == id) for id in ids}
+
+    @cached_property
+    def testing(self) -> Testing:
+        """What the claims page says of the ledger as a whole."""
+        reached = [each for each in self.judged if each.verdict]
+        adjusted = [each for each in reached if each.adjusted is not None]
+        back = [j for j in adjusted if j.verdict and j.verdict.p <= FALSE_DISCOVERIES < (j.adjusted or 0)]
+        stale = sum(each.stale is not None for each in reached)
+        return Testing(len(self.judged), len(reached), len(adjusted), len(back), stale)
+
+    @cached_property
+    def quick(self) -> list[str]:
+        """What was spared where results were made with less than the bed's budget or seeds; empty otherwise."""
+        spared: dict[str, None] = {}
+        for name, records in self.records.items():
+            seeds = len(self.catalog.bed(name).seeds.sample)
+            for cell in (cell for record in records.values() for cell in record["cells"].values()):
+                if cell["budget"] < 1:
+                    spared[f"trained with {percent(cell['budget'])} of the budget of {name}"] = None
+                if len(cell["seeds"]["sample"]) < seeds:
+                    spared[f"sampled with {len(cell['seeds']['sample'])} of its {seeds} seeds"] = None
+        return list(spared)
+
+    @cached_property
+    def spent(self) -> list[Spent]:
+        """Where the time of each bed's survey went, of those that noted it."""
+        found = [(view.bed, self.file(view.bed.name, "survey.cost.json")) for view in self.beds.values()]
+        return [spent.view(bed, content) for bed, content in found if content]
+
+    def shelves(self, area: Area) -> list[Shelf]:
+        """The families of an area."""
+        return [self._shelf(area, family) for family in area.families]
+
+    def _shelf(self, area: Area, family: Family) -> Shelf:
+        known = [t for t in self.catalog.techniques.values() if (t.area, t.family) == (area.id, family.id)]
+        counts = tally(each for each in self.judged if each.technique in {t.id for t in known})
+        return Shelf(family, known, counts)
+
+    def area_counts(self, area: Area) -> dict[Status, int]:
+        return tally(each for each in self.judged if self.catalog.techniques[each.technique].area == area.id)
+
+    def failed(self) -> list[Record]:
+        return [r for bed in self.records.values() for r in bed.values() if r["status"] == "failed"]
+
+    def on(self, bed: Bed) -> list[tuple[int, TechniqueView, OnBed]]:
+        """The techniques that run on a bed with their numbers in the key of its chart."""
+        return [
+            (number, view, on)
+            for number, view in enumerate(self.techniques.values(), 1)
+            for on in view.beds
+            if on.bed.name == bed.name
+        ]
+
+    def frontier(self, bed: Bed) -> tuple[Chart, Chart] | None:
+        """Every technique's default cell against the baseline's curve, once for wide screens and once for narrow."""
+        points = [
+            replace(found, mark=gap.mark if gap else "same", href=f"t/{view.technique.id}.html", key=str(number))
+            for number, view, on in self.on(bed)
+            if (record := self.record(bed.name, view.technique.id))
+            and (found := datum(record, on.default, COST, on.metric, view.technique.name, "same"))
+            for gap in [on.at_equal[COST]]
+        ]  # fmt: skip
+        return self.charts(bed, COST, points, f"Quality against cost on {bed.name}", sizes=(FRONTIER, NARROW))
+
+    def combinations(self, bed: Bed) -> list[tuple[str, Row, Difference | None]]:
+        """Techniques composed by somebody, which belong to no page: path of the record, numbers, equal-cost control."""
+        known = {BASELINE, *self.catalog.techniques}
+        strangers = {id: record for id, record in self.records.get(bed.name, {}).items() if id not in known}
+        paths = {id: quote(f"data/{bed.name}/{id}.json") for id in strangers}
+        return [
+            (paths[id], row, at_equal(record, COST, main_metric(bed), paths[id]))
+            for id, record in strangers.items()
+            for row in beds.rows(record, paths[id])
+            if row.cell == record["default"]
+        ]
+
+    def claims(self) -> list[tuple[Technique, ClaimView]]:
+        return [(view.technique, claim) for view in self.techniques.values() for claim in view.claims]
+
+    def unverified(self, survey: str, section: str) -> list[str]:
+        """Techniques that a row of a survey may list; nobody has checked."""
+        return [
+            technique.id
+            for technique in self.catalog.techniques.values()
+            for place in technique.surveys
+            if (place.survey, place.section, place.status) == (survey, section, "unverified")
+        ]

@@ -1,0 +1,144 @@
+"""What a technique costs beside its control: the exact vector, when it pays back, and what one machine took."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from flows.rendering.numbers import Number, Record, cost, quotient
+from flows.rendering.quantities import COSTS
+from methods.measure.cost import break_even
+
+
+@dataclass(frozen=True)
+class Spending:
+    """An exact cost of subject and control side by side."""
+
+    key: str
+    subject: Number | None
+    control: Number | None
+    ratio: Number | None
+
+
+@dataclass(frozen=True)
+class PaysBack:
+    """After how many samples a technique has paid back its preparation: words, and the number where there is one."""
+
+    words: str
+    samples: Number | None = None
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A quantity of one machine, of subject and control: `each` names what a value is, `ratio` has the interval."""
+
+    key: str
+    batch: int
+    subject: Number
+    control: Number
+    ratio: Number
+    idle: Number | None = None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The machine-scoped file of a record."""
+
+    commit: str | None
+    dirty: bool
+    when: str
+    host: dict[str, Any]
+    versions: dict[str, str]
+    seconds: dict[str, Number]
+    timed: list[Timed]
+    path: str
+
+    @property
+    def latency(self) -> Number | None:
+        return next((timed.ratio for timed in self.timed if timed.key == "latency"), None)
+
+
+def vector(record: Record, path: str) -> list[Spending]:
+    """Every exact cost of the subject and its control."""
+    rows = []
+    for key in COSTS:
+        subject, control = (cost(record, record[role], key, path) for role in ("default", "control"))
+        rows.append(Spending(key, subject, control, quotient(subject, control)))
+    return rows
+
+
+def uncounted(record: Record) -> dict[str, list[str]]:
+    """The operations that the count of subject or control leaves out, by cell, where there are any."""
+    names = dict.fromkeys((record["default"], record["control"]))
+    found = {name: record["cells"][name]["cost"]["uncounted_ops"] for name in names if name in record["cells"]}
+    return {name: operations for name, operations in found.items() if operations}
+
+
+def pays_back(record: Record, path: str) -> PaysBack | None:
+    """Break-even in MACs; None where there is no control, or no network to count."""
+    names = record["default"], record["control"]
+    if names[0] == names[1] or not set(names) <= record["cells"].keys():
+        return None
+    subject, control = (record["cells"][name]["cost"] for name in names)
+    if not subject["macs"] or not control["macs"]:
+        return None
+    if uncounted(record):
+        return PaysBack("not known: not all operations of a sample could be counted")
+    parts = [[each[key] for key in ("training_macs", "one_off_macs", "macs")] for each in (subject, control)]
+    if any(part is None for each in parts for part in each):
+        return PaysBack("not known: the preparation could not be counted")
+    (own_once, own_each), (their_once, their_each) = ((each[0] + each[1], each[2]) for each in parts)
+    unit = Number(0, None, None, 1, None, "samples, from exact counts of MACs", record["bed"], names[0], path)
+    return _words(own_once, own_each, their_once, their_each, unit)
+
+
+def _words(own_once: float, own_each: float, their_once: float, their_each: float, unit: Number) -> PaysBack:
+    if (own_once, own_each) == (their_once, their_each):
+        return PaysBack("nothing to pay back: it costs the same MACs, beforehand and per sample")
+    found = break_even(own_once, own_each, their_once, their_each)
+    if found == 0:
+        return PaysBack("at once: it costs no more beforehand and no more per sample")
+    if found is not None:
+        return PaysBack("pays back after", unit.but(math.ceil(found), None, None))
+    ahead = break_even(their_once, their_each, own_once, own_each)
+    if ahead:
+        return PaysBack("cheaper beforehand and dearer per sample: ahead only up to", unit.but(int(ahead), None, None))
+    return PaysBack("never: a sample costs no fewer MACs")
+
+
+def provenance(content: dict[str, Any], bed: str, id: str) -> Provenance:
+    """What `<id>.cost.json` holds, as numbers with their parents."""
+    path = f"data/{bed}/{id}.cost.json"
+    once = {
+        step: Number(value, -math.inf, math.inf, 1, None, "seconds", bed, step, path)
+        for step, value in content["seconds"].items()
+    }
+    timed = list(_timed(content["timing"], bed, id, path)) if content["timing"] else []
+    host, versions = content["host"], content["versions"]
+    return Provenance(content["commit"], content["dirty"], content["when"], host, versions, once, timed, path)
+
+
+def _timed(timing: dict[str, Any], bed: str, id: str, path: str) -> list[Timed]:
+    against = timing["against"]
+
+    def number(value: float, unit: str, cell: str, n: int = 1) -> Number:
+        return Number(value, -math.inf, math.inf, n, None, unit, bed, cell, path)
+
+    def pair(found: dict[str, Any], unit: str, n: int) -> tuple[Number, Number]:
+        return number(found["subject"], unit, id, n), number(found["control"], unit, against, n)
+
+    rows = []
+    for key, each, unit in (
+        ("latency", "seconds", "seconds, median"), ("throughput", "samples_per_second", "samples per second, median"),
+    ):  # fmt: skip
+        found = timing[key]
+        ratio = found["ratio"]
+        subject, control = pair(found[each], unit, ratio["n"])
+        own = number(ratio["mean"], "seconds over those of the control, median", f"{id} / {against}", ratio["n"])
+        rows.append(Timed(key, found["batch"], subject, control, own.but(own.value, ratio["low"], ratio["high"])))
+    if timing["memory"]:
+        found = timing["memory"]["bytes"]
+        subject, control = pair(found, "bytes resident at the peak", 1)
+        ratio = number(subject.value / control.value, "ratio of bytes", f"{id} / {against}")
+        idle = number(found["idle"], "bytes resident at the peak", f"{id}, loaded and not sampled")
+        rows.append(Timed("memory", timing["memory"]["batch"], subject, control, ratio, idle))
+    return rows

@@ -1,0 +1,143 @@
+"""What there is to show: the catalog, the records and the ledger, read once for one rendering."""
+
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from catalog import Bed, Catalog
+from flows import history
+from flows.history import Histories
+from flows.ledger import Judged, judge_records, read_floors, read_records, stale
+from flows.records import read_json
+from flows.rendering.charts import Chart, Datum, Mark, chart
+from flows.rendering.numbers import Number, Record, cost, grouped, plural, quality
+from flows.rendering.quantities import METRICS, main_metric, title
+
+BASELINE = "baseline"
+COST = "evaluations"
+"""The cost that charts show."""
+WIDE, NARROW = (760, 400), (350, 420)
+GRID = 380
+"""About how wide a grid of samples is shown, in CSS pixels; whole multiples of its own pixels keep it crisp."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    path: str
+    width: int
+    height: int
+    alt: str
+
+
+class Measured:
+    """Catalog and results together. Raises Damaged for a record that cannot be read."""
+
+    def __init__(self, catalog: Catalog, results: Path) -> None:
+        self.catalog = catalog
+        self.results = results
+        self.records = read_records(results)
+        self.floors = read_floors(results)
+        self.stale = stale(catalog, self.records, self.floors)
+
+    @cached_property
+    def judged(self) -> list[Judged]:
+        """Every claim with its verdict and the history of its terms."""
+        return judge_records(self.catalog, self.records, self.stale, self.histories)
+
+    @cached_property
+    def histories(self) -> Histories:
+        """The terms of every claim that was ever measured."""
+        return history.read_all(self.results)
+
+    def record(self, bed: str, id: str) -> Record | None:
+        return self.records.get(bed, {}).get(id)
+
+    def file(self, bed: str, name: str) -> dict[str, Any] | None:
+        """Another file of a bed's folder, None where there is none."""
+        path = self.results / bed / name
+        return read_json(path) if path.exists() else None
+
+    def picture(self, bed: Bed, id: str, name: str) -> Picture | None:
+        """The sample grid of a record, None where there is none."""
+        path = self.results / bed.name / f"{id}.png"
+        if not path.exists():
+            return None
+        width, height = struct.unpack(">II", path.read_bytes()[16:24])  # the header chunk of a PNG
+        times = max(1, round(GRID / width))
+        alt = f"Samples of {name} on {bed.name}: a column for each of {bed.classes} classes, a row for each seed"
+        return Picture(f"data/{bed.name}/{id}.png", times * width, times * height, alt)
+
+    def seeds(self, bed: Bed) -> str:
+        """What stands behind a quality on the bed: from its records, or as planned where there are none."""
+        cells = [cell for record in self.records.get(bed.name, {}).values() for cell in record["cells"].values()]
+        seeds = cells[0]["seeds"] if cells else {"train": bed.seeds.train, "sample": bed.seeds.sample}
+        n, blocks = grouped(cells[0]["n"] if cells else bed.n), plural(len(seeds["sample"]), "block")
+        if bed.network is None:
+            return f"{blocks} of {n} samples, each with its own sampling seed"
+        trained = "its own training seed" if len(seeds["train"]) > 1 else "one training seed for all"
+        return f"{blocks} of {n} samples, each with its own sampling seed, {trained}"
+
+    def floor_line(self, bed: str, key: str) -> float | None:
+        """Where charts draw the perfect sampler."""
+        number = self.floor_number(bed, key)
+        return number.value if number else None
+
+    def floor_number(self, bed: str, key: str) -> Number | None:
+        """What a perfect sampler is expected to score with as many samples as a block has.
+
+        Known for FD from the training images drawn again, and in the plane from fresh draws of the truth.
+        """
+        found = self.floors.get(bed)
+        if found is None:
+            return None
+        value, n, cell = None, None, ""
+        if found.get(key):
+            value, n, cell = found[key]["bias_at_n"], found[key]["n"], "training images drawn again"
+        elif found["features"] is None and key in found["held_out"]:
+            value, n, cell = found["held_out"][key]["mean"], found["held_out"][key]["n"], "fresh draws of the truth"
+        if value is None:
+            return None
+        return Number(value, -math.inf, math.inf, 1, n, METRICS[key].title, bed, cell, f"data/{bed}/floor.json")
+
+    def curve(self, bed: str, axis: str = COST, key: str = "fd") -> list[Datum]:
+        """The baseline at each of its step counts, by rising cost; empty without its record."""
+        record = self.record(bed, BASELINE)
+        if record is None:
+            return []
+        data = [datum(record, cell, axis, key, BASELINE, "plain") for cell in record["cells"]]
+        return sorted((d for d in data if d), key=lambda d: d.cost.value)
+
+    def charts(
+        self, bed: Bed, axis: str, points: Sequence[Datum], heading: str, key: str | None = None,
+        sizes: tuple[tuple[int, int], tuple[int, int]] = (WIDE, NARROW),
+    ) -> tuple[Chart, Chart] | None:  # fmt: skip
+        """Points beside the baseline's curve, once for wide screens and once for narrow; None without any."""
+        key = key or main_metric(bed)
+        curve = self.curve(bed.name, axis, key)
+        if not curve and not points:
+            return None
+        about = f"{title(key)} in {[*curve, *points][0].quality.unit}, {METRICS[key].better} is better. "
+        if curve:
+            about += (
+                f"The baseline goes from {curve[0].quality.text} at {curve[0].cost.text} {title(axis).lower()}"
+                f" to {curve[-1].quality.text} at {curve[-1].cost.text}. "
+            )
+        about += f"{plural(len(points), 'point')} drawn beside it." if points else ""
+        wanted = f"{METRICS[key].better} is better"
+        titles = (f"{title(axis)} per sample (logarithmic)", f"{title(key)} (logarithmic, {wanted})")
+        line = self.floor_line(bed.name, key)
+        wide, narrow = (
+            chart(curve, points, line, titles, (heading, about), size, keyed=size == NARROW) for size in sizes
+        )
+        return wide, narrow
+
+
+def datum(record: Record, cell: str, axis: str, key: str, label: str, mark: Mark) -> Datum | None:
+    """A cell as a point of a chart, None where the chart has no place for it."""
+    path = f"data/{record['bed']}/{record['id']}.json"
+    spent, found = cost(record, cell, axis, path), quality(record, cell, key, path)
+    return Datum(spent, found, label, mark) if spent and found and spent.value > 0 else None

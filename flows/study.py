@@ -37,7 +37,8 @@ from methods.measure.reference import UNITS, MixtureReference, Reference, floor
 BASELINE = "baseline"
 EQUAL = ("evaluations", "macs")
 """The costs at which a page's control is measured once more, given as much of them as the subject spends."""
-UNKNOWN = {"cell": None, "reason": "left out of a quick look"}
+QUICK_LOOK = {"cell": None, "reason": "left out of a quick look"}
+NO_CONTROL = {"cell": None, "reason": "it is what others are held against"}
 MOST_STEPS = 1000
 
 CANNOT = (Conflict, NothingMatched, Unavailable, RuntimeError)
@@ -132,7 +133,7 @@ def record(this: Study, place: Workplace, results: Path) -> dict[str, Any]:
     if path.exists():
         read_json(path)  # a damaged record is named, not overwritten
     known: dict[str, Any] = {}
-    equal: dict[str, Any] = dict.fromkeys(EQUAL, UNKNOWN)
+    equal: dict[str, Any] = dict.fromkeys(EQUAL, NO_CONTROL if this.default == this.control else QUICK_LOOK)
     reason = measure(this.specs.values(), place, known)
     if reason is None and this.default != this.control and this.subject.fidelity:
         found = {axis: equal_cost(this, known, axis) for axis in EQUAL}

@@ -110,22 +110,24 @@ def run(pool: ProcessPoolExecutor, items: list[Item], errand: Errand, display: D
 
 
 def carry_out(item: Item, errand: Errand) -> Row:
-    """Make one file; what stands in the way is a reason in the row, so that the others go on."""
+    """Make one file; what stands in the way is a reason in the row, so that the others go on.
+
+    A file that was there already counts what it took when it was made.
+    """
     known, place, started = _catalog(), Workplace(errand.work), time.monotonic()
-    reason, units = None, 0.0
+    reason, units, earlier = None, 0.0, 0.0
     try:
         if item.cell:
             spec = spec_of(known, item, errand.spend)
             units = effort([spec], place)
-            do_step(spec, item, place)
+            earlier = cell.seconds(do_step(spec, item, place))
             units -= effort([spec], place)
         else:
             reason = do_record(study(known, item.bed, item.what, errand.spend), item, place, errand.results)
     except (*CANNOT, subprocess.CalledProcessError) as error:
         reason = f"{item.what}: {error}"
-    return {
-        "step": item.step, "id": item.what, "seconds": time.monotonic() - started, "reason": reason, "units": units,
-    }  # fmt: skip
+    spent = max(time.monotonic() - started, earlier)
+    return {"step": item.step, "id": item.what, "seconds": spent, "reason": reason, "units": units}
 
 
 def spec_of(known: Catalog, item: Item, spend: Effort) -> Spec:
@@ -134,14 +136,14 @@ def spec_of(known: Catalog, item: Item, spend: Effort) -> Spec:
     return Spec(known, bed, asked, spend.of(bed.seeds), spend.budget, fidelity=spend == FULL)
 
 
-def do_step(spec: Spec, item: Item, place: Workplace) -> None:
+def do_step(spec: Spec, item: Item, place: Workplace) -> Path:
     match item.step:
         case "train":
-            cell.train(spec, item.seed, place)
+            return cell.train(spec, item.seed, place)
         case "compress":
-            cell.compress(spec, item.seed, place)
+            return cell.compress(spec, item.seed, place)
         case _:
-            cell.sample(spec, item.seed, item.block, place)
+            return cell.sample(spec, item.seed, item.block, place)
 
 
 def do_record(this: Study, item: Item, place: Workplace, results: Path) -> str | None:

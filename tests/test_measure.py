@@ -121,7 +121,7 @@ def test_histogram_accuracy_fidelity():
 
 
 def test_copies_of_the_training_set_are_noticed(digits, scorer):
-    assert scorer.score(digits.train, digits.train_labels)["nearest"] == pytest.approx(0, abs=1e-3)
+    assert scorer.score(digits.train, digits.train_labels).values["nearest"] == pytest.approx(0, abs=1e-3)
     assert reference.floor(digits, scorer).scores["nearest"] == pytest.approx(1)
 
 
@@ -149,14 +149,14 @@ def imbalanced(digits, strength):
 @pytest.mark.parametrize("damage", [blurred, noisy, dropped, imbalanced])
 def test_fd_and_kid_grow_with_every_kind_of_damage(damage, digits, scorer):
     strengths = (0.0, 0.25, 0.5, 0.75, 1.0)
-    scores = [scorer.score(damage(digits, strength), digits.train_labels) for strength in strengths]
+    scores = [scorer.score(damage(digits, strength), digits.train_labels).values for strength in strengths]
     for metric in ("fd", "kid"):
         values = [score[metric] for score in scores]
         assert values == sorted(values) and len(set(values)) == len(values), (metric, values)
 
 
 def test_score_gives_every_metric_of_an_image_bed(digits, scorer):
-    scores = scorer.score(noisy(digits, 0.2), digits.train_labels, same_noise=digits.train)
+    scores = scorer.score(noisy(digits, 0.2), digits.train_labels, same_noise=digits.train).values
     assert scores.keys() == {"fd", "kid", "accuracy", "fidelity", "precision", "recall", "density"} | {
         "coverage",
         "histogram",
@@ -208,15 +208,15 @@ def test_numbers_of_different_identity_are_refused(digits, scorer):
 def test_the_exact_sampler_scores_at_the_floor_and_others_do_not():
     ring = load("mixture")
     scorer = reference.MixtureReference.of(ring, n=500)
-    exact = scorer.score(ring.sample(500, rng(7)))
+    exact = scorer.score(ring.sample(500, rng(7))).values
     assert exact.keys() <= reference.UNITS.keys()
     assert exact["coverage"] == 1 and exact["off_manifold"] < 0.01
     wide = ring.means[torch.arange(500) % 8] + 0.2 * torch.randn(500, 2, generator=rng(8))
     half = ring.means[torch.arange(500) % 4] + 0.05 * torch.randn(500, 2, generator=rng(9))
-    lopsided = scorer.score(half)
+    lopsided = scorer.score(half).values
     assert lopsided["w2"] > 3 * exact["w2"] and lopsided["sliced_w2"] > 3 * exact["sliced_w2"]
     assert lopsided["mmd"] > 0.1 > exact["mmd"] and lopsided["coverage"] == 0.5
-    assert scorer.score(wide)["off_manifold"] > 0.3
+    assert scorer.score(wide).values["off_manifold"] > 0.3
 
 
 def test_wasserstein_of_a_shift_is_the_shift():

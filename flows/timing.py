@@ -49,7 +49,8 @@ def write(this: "Study", spec_hash: str, place: Workplace, results: Path, *, mem
 def spent(spec: Spec, place: Workplace) -> dict[str, float]:
     """Seconds that each step of a cell took, over all its seeds."""
     folder = place.root / spec.bed.name
-    files = {step: (folder / step / spec.name).glob("*.safetensors") for step in ("train", "ship", "sample")}
+    named = {"train": spec.training.name if spec.bed.network else "", "ship": spec.name, "sample": spec.name}
+    files = {step: (folder / step / name).glob("*.safetensors") for step, name in named.items()}
     return {step: round(sum(map(seconds, paths)), 2) for step, paths in files.items()}
 
 

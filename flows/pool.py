@@ -1,13 +1,13 @@
 """Every record of a bed at once, with several processes: what many cells share is done once, and first.
 
-Trainings, compressions and blocks of samples are items of their own, so that processes are busy to the end; records,
-which only put together what is there, follow; seconds and memory come last and alone, on a machine that is idle again.
+Trainings, compressions, blocks of samples and scores are items of their own, so that processes are busy to the end;
+records, which only put together what is there, follow; seconds and memory come last and alone, on an idle machine.
 """
 
 import multiprocessing
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
@@ -20,8 +20,8 @@ from flows import cell, timing
 from flows.cell import Spec, Workplace, compresses
 from flows.progress import Display, effort
 from flows.records import provenance, read_json, write_json
-from flows.score import feature_net, has_fidelity, many_steps
-from flows.study import CANNOT, FULL, Effort, Study, record, study, techniques_on
+from flows.score import evaluate, feature_net, has_fidelity, many_steps
+from flows.study import CANNOT, EQUAL, FULL, Effort, Study, equal_cost, record, study, techniques_on
 from methods.core.identity import shipped_fingerprint, training_fingerprint
 
 Row = dict[str, Any]
@@ -63,7 +63,7 @@ def survey(bed: str, spend: Effort, jobs: int, work: Path, results: Path) -> lis
                 feature_net(known.bed(bed), Workplace(work), report)
         spawned = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(jobs, mp_context=spawned) as pool:
-            for items in (*steps(studies), [Item("record", bed, this.id) for this in studies]):
+            for items in steps(studies, Workplace(work)):
                 rows += run(pool, items, errand, display)
     if spend == FULL:
         rows += [carry_out(Item("timing", bed, this.id), errand) for this in studies]
@@ -78,16 +78,38 @@ def with_references(this: Study) -> list[Spec]:
     ]
 
 
-def steps(studies: Iterable[Study]) -> Iterator[list[Item]]:
-    """What is left to do before the records, step by step, each file once."""
+def steps(studies: Sequence[Study], place: Workplace) -> Iterator[list[Item]]:
+    """What there is to do, step by step, each file once. Which controls are at equal cost is known after scoring."""
     specs = list({spec.name: spec for this in studies for spec in with_references(this)}.values())
     nets = [spec for spec in specs if spec.bed.network]
     trained = {training_fingerprint(spec.recipe): spec.training for spec in nets}
     shipped = {shipped_fingerprint(spec.recipe): spec for spec in nets if compresses(spec)}
     yield [item("train", spec, seed) for spec in trained.values() for seed in spec.train_seeds]
     yield [item("compress", spec, seed) for spec in shipped.values() for seed in spec.train_seeds]
+    yield sampling(specs)
+    own = list({spec.name: spec for this in studies for spec in this.specs.values()}.values())
+    yield [item("score", spec) for spec in own]
+    equal = list({spec.name: spec for this in studies for spec in at_equal_cost(this, place)}.values())
+    yield sampling(equal)
+    yield [item("score", spec) for spec in equal]
+    yield [Item("record", this.subject.bed.name, this.id) for this in studies]
+
+
+def sampling(specs: Iterable[Spec]) -> list[Item]:
+    """An item for every block, the longest first."""
     longest_first = sorted(specs, key=lambda spec: -spec.recipe.steps)
-    yield [item("sample", spec, *block) for spec in longest_first for block in spec.blocks]
+    return [item("sample", spec, *block) for spec in longest_first for block in spec.blocks]
+
+
+def at_equal_cost(this: Study, place: Workplace) -> list[Spec]:
+    """The controls of a study that spend what its subject does, none where they cannot be known."""
+    if this.default == this.control or not this.subject.fidelity:
+        return []
+    try:
+        known = {name: evaluate(this.specs[name], place) for name in (this.default, this.control)}
+    except CANNOT:
+        return []
+    return [spec for axis in EQUAL for spec in equal_cost(this, known, axis)[:1] if spec]
 
 
 @cache
@@ -96,7 +118,7 @@ def _catalog() -> Catalog:
     return catalog.load()
 
 
-def item(step: str, spec: Spec, seed: int, block: int = 0) -> Item:
+def item(step: str, spec: Spec, seed: int = 0, block: int = 0) -> Item:
     return Item(step, spec.bed.name, spec.name, spec.cell.model_dump_json(), seed, block)
 
 
@@ -120,7 +142,8 @@ def carry_out(item: Item, errand: Errand) -> Row:
         if item.cell:
             spec = spec_of(known, item, errand.spend)
             units = effort([spec], place)
-            earlier = cell.seconds(do_step(spec, item, place))
+            made = do_step(spec, item, place)
+            earlier = cell.seconds(made) if made else 0.0
             units -= effort([spec], place)
         else:
             reason = do_record(study(known, item.bed, item.what, errand.spend), item, place, errand.results)
@@ -136,14 +159,18 @@ def spec_of(known: Catalog, item: Item, spend: Effort) -> Spec:
     return Spec(known, bed, asked, spend.of(bed.seeds), spend.budget, fidelity=spend == FULL)
 
 
-def do_step(spec: Spec, item: Item, place: Workplace) -> Path:
+def do_step(spec: Spec, item: Item, place: Workplace) -> Path | None:
+    """Carry out one step of a cell; returns the file whose making was timed."""
     match item.step:
         case "train":
             return cell.train(spec, item.seed, place)
         case "compress":
             return cell.compress(spec, item.seed, place)
-        case _:
+        case "sample":
             return cell.sample(spec, item.seed, item.block, place)
+        case _:
+            evaluate(spec, place)
+            return None
 
 
 def do_record(this: Study, item: Item, place: Workplace, results: Path) -> str | None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -216,9 +217,9 @@ def test_missing_data_says_where_to_put_which_file(tmp_path: Path, monkeypatch: 
         mnist.load()
 
 
-def test_a_survey_makes_every_file_once_and_shares_trainings() -> None:
+def test_a_survey_makes_every_file_once_and_shares_trainings(place: Workplace) -> None:
     studies = [study.study(KNOWN, "digits", id) for id in study.techniques_on(KNOWN, "digits")]
-    train, compress, sample = pool.steps(studies)
+    train, compress, sample, scores = islice(pool.steps(studies, place), 4)
     for items in (train, compress, sample):
         assert len(set(items)) == len(items) > 0
     distinct = {training_fingerprint(spec.recipe) for this in studies for spec in this.specs.values()}
@@ -226,6 +227,7 @@ def test_a_survey_makes_every_file_once_and_shares_trainings() -> None:
     assert {item.what.split("@")[0] for item in compress} >= {"diff_pruning", "progressive_distillation", "es_ddpm"}
     assert "deepcache" not in {item.what for item in compress}, "caches do not ship"
     assert "dpm_solver_pp_2m@64" in {item.what for item in sample}, "what fidelity is measured against"
+    assert {item.what for item in scores} == {name for this in studies for name in this.specs}
 
 
 def test_an_item_that_cannot_be_made_is_a_reason_and_does_not_stop_the_others(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from catalog import Bed
 from flows.rendering.numbers import Number
 
 STEPS = {
-    "train": "Training", "compress": "Distilling, pruning, quantizing", "sample": "Sampling", "record": "Records",
-    "timing": "Timing",
+    "train": "Training", "compress": "Distilling, pruning, quantizing", "sample": "Sampling", "score": "Scoring",
+    "record": "Records", "timing": "Timing",
 }  # fmt: skip
-"""The steps of a survey in their order; records score the samples and count the costs."""
+"""The steps of a survey in their order; scoring counts the costs too."""
 
 
 @dataclass(frozen=True)

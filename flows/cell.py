@@ -49,7 +49,8 @@ class Spec:
     blocks: tuple[tuple[int, int], ...]
     budget: float = 1.0
     fidelity: bool = True
-    """Whether to draw the many-step reference that fidelity is measured against."""
+    """Whether to draw the many-step reference that fidelity is measured against, and to count what preparation costs;
+    a quick look does neither."""
 
     @property
     def train_seeds(self) -> tuple[int, ...]:

@@ -187,7 +187,7 @@ def costs(
     assert isinstance(ready.network, Network)
     operations, uncounted = cost.macs(draw)
     own = [path for path in shipped if path not in trained]
-    training, one_off = preparation_macs(spec, place)
+    training, one_off = preparation_macs(spec, place) if spec.fidelity else (None, None)
     return {
         **spent,
         "macs": operations // len(labels),

@@ -21,7 +21,7 @@ from flows.cell import Spec, Workplace, compresses
 from flows.progress import Display, effort
 from flows.records import provenance, read_json, write_json
 from flows.score import evaluate, feature_net, has_fidelity, many_steps
-from flows.study import CANNOT, EQUAL, FULL, Effort, Study, equal_cost, record, study, techniques_on
+from flows.study import CANNOT, FULL, Effort, Study, equal_cost, record, study, techniques_on
 from methods.core.identity import shipped_fingerprint, training_fingerprint
 
 Row = dict[str, Any]
@@ -73,9 +73,8 @@ def survey(bed: str, spend: Effort, jobs: int, work: Path, results: Path) -> lis
 
 def with_references(this: Study) -> list[Spec]:
     """The cells of a study, and those that fidelity is measured against."""
-    return [
-        spec for each in this.specs.values() for spec in (each, *([many_steps(each)] if has_fidelity(each) else []))
-    ]
+    own = list(this.specs.values())
+    return own + [many_steps(spec) for spec in own if has_fidelity(spec)]
 
 
 def steps(studies: Sequence[Study], place: Workplace) -> Iterator[list[Item]]:
@@ -84,32 +83,32 @@ def steps(studies: Sequence[Study], place: Workplace) -> Iterator[list[Item]]:
     nets = [spec for spec in specs if spec.bed.network]
     trained = {training_fingerprint(spec.recipe): spec.training for spec in nets}
     shipped = {shipped_fingerprint(spec.recipe): spec for spec in nets if compresses(spec)}
-    yield [item("train", spec, seed) for spec in trained.values() for seed in spec.train_seeds]
-    yield [item("compress", spec, seed) for spec in shipped.values() for seed in spec.train_seeds]
+    yield [step("train", spec, seed) for spec in trained.values() for seed in spec.train_seeds]
+    yield [step("compress", spec, seed) for spec in shipped.values() for seed in spec.train_seeds]
     yield sampling(specs)
     own = list({spec.name: spec for this in studies for spec in this.specs.values()}.values())
-    yield [item("score", spec) for spec in own]
+    yield [step("score", spec) for spec in own]
     equal = list({spec.name: spec for this in studies for spec in at_equal_cost(this, place)}.values())
     yield sampling(equal)
-    yield [item("score", spec) for spec in equal]
+    yield [step("score", spec) for spec in equal]
     yield [Item("record", this.subject.bed.name, this.id) for this in studies]
 
 
 def sampling(specs: Iterable[Spec]) -> list[Item]:
     """An item for every block, the longest first."""
     longest_first = sorted(specs, key=lambda spec: -spec.recipe.steps)
-    return [item("sample", spec, *block) for spec in longest_first for block in spec.blocks]
+    return [step("sample", spec, *block) for spec in longest_first for block in spec.blocks]
 
 
 def at_equal_cost(this: Study, place: Workplace) -> list[Spec]:
     """The controls of a study that spend what its subject does, none where they cannot be known."""
-    if this.default == this.control or not this.subject.fidelity:
+    if not this.has_equal_cost:
         return []
     try:
         known = {name: evaluate(this.specs[name], place) for name in (this.default, this.control)}
     except CANNOT:
         return []
-    return [spec for axis in EQUAL for spec in equal_cost(this, known, axis)[:1] if spec]
+    return [spec for spec, _ in equal_cost(this, known).values() if spec]
 
 
 @cache
@@ -118,8 +117,9 @@ def _catalog() -> Catalog:
     return catalog.load()
 
 
-def item(step: str, spec: Spec, seed: int = 0, block: int = 0) -> Item:
-    return Item(step, spec.bed.name, spec.name, spec.cell.model_dump_json(), seed, block)
+def step(name: str, spec: Spec, seed: int = 0, block: int = 0) -> Item:
+    """A step of a cell as an item."""
+    return Item(name, spec.bed.name, spec.name, spec.cell.model_dump_json(), seed, block)
 
 
 def run(pool: ProcessPoolExecutor, items: list[Item], errand: Errand, display: Display) -> list[Row]:
@@ -154,6 +154,7 @@ def carry_out(item: Item, errand: Errand) -> Row:
 
 
 def spec_of(known: Catalog, item: Item, spend: Effort) -> Spec:
+    """The cell of an item, with the seeds that are spent."""
     bed = known.bed(item.bed)
     asked = Cell.model_validate_json(item.cell)
     return Spec(known, bed, asked, spend.of(bed.seeds), spend.budget, fidelity=spend == FULL)

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -59,6 +60,11 @@ class Study:
     @property
     def subject(self) -> Spec:
         return self.specs[self.default]
+
+    @property
+    def has_equal_cost(self) -> bool:
+        """Whether its control is measured once more at equal cost: not against itself, nor in a quick look."""
+        return self.default != self.control and self.subject.fidelity
 
 
 @dataclass(frozen=True)
@@ -135,8 +141,8 @@ def record(this: Study, place: Workplace, results: Path) -> dict[str, Any]:
     known: dict[str, Any] = {}
     equal: dict[str, Any] = dict.fromkeys(EQUAL, NO_CONTROL if this.default == this.control else QUICK_LOOK)
     reason = measure(this.specs.values(), place, known)
-    if reason is None and this.default != this.control and this.subject.fidelity:
-        found = {axis: equal_cost(this, known, axis) for axis in EQUAL}
+    if reason is None and this.has_equal_cost:
+        found = equal_cost(this, known)
         reason = measure([spec for spec, _ in found.values() if spec], place, known)
         equal = {axis: {"cell": spec.name if spec else None, "reason": why} for axis, (spec, why) in found.items()}
     return write_record(this, known, equal, reason, place, results)
@@ -156,8 +162,12 @@ def measure(specs: Iterable[Spec], place: Workplace, known: dict[str, Any]) -> s
     return reason
 
 
-def equal_cost(this: Study, known: dict[str, Any], axis: str) -> tuple[Spec | None, str | None]:
-    """The control with the steps at which it spends what the subject does, or why there is none."""
+def equal_cost(this: Study, known: dict[str, Any]) -> dict[str, tuple[Spec | None, str | None]]:
+    """For each cost the control with the steps at which it spends what the subject does, or why there is none."""
+    return {axis: _equal(this, known, axis) for axis in EQUAL}
+
+
+def _equal(this: Study, known: dict[str, Any], axis: str) -> tuple[Spec | None, str | None]:
     subject, control = known[this.default]["cost"], known[this.control]["cost"]
     held = this.specs[this.control]
     if axis == "macs" and held.bed.network is None:
@@ -286,11 +296,11 @@ def everything(
 
     `budget` scales every training, `blocks` limits the sampling seeds: for a quick look, into `work/quick`.
     """
-    from flows import pool  # this module runs as __main__; what the pool pickles must not come from there
+    from flows.pool import survey  # which is made of studies
 
-    spend = pool.Effort(budget, blocks)
-    place, records = (WORK, RESULTS) if spend == pool.FULL else (QUICK, QUICK / "results")
-    failed = pool.survey(bed, spend, jobs, work or place, results or records)
+    spend = Effort(budget, blocks)
+    place, records = (WORK, RESULTS) if spend == FULL else (QUICK, QUICK / "results")
+    failed = survey(bed, spend, jobs, work or place, results or records)
     if failed:
         sys.exit("\n".join(failed))
 
@@ -304,5 +314,5 @@ def main(application: cyclopts.App, arguments: Iterable[str] | None = None) -> N
         sys.exit(2)
 
 
-if __name__ == "__main__":
-    main(app)
+if __name__ == "__main__":  # run as itself: a class defined in __main__ would not equal the one others import
+    import_module("flows.study").main(import_module("flows.study").app)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -276,3 +276,24 @@ def test_a_network_tells_level_scale_and_label() -> None:
 
 def test_a_recipe_is_an_edit_away_from_the_baseline() -> None:
     assert isinstance(compose(BASE), Recipe) and compose(BASE) == BASE
+
+
+@pytest.mark.parametrize(("process", "parameterization"), PAIRS, ids=lambda value: named(value))
+def test_a_single_time_gives_what_the_same_time_for_every_sample_gives(
+    process: Process, parameterization: Parameterization
+) -> None:
+    """Coefficients are remembered at single times and computed for [b]: asked twice, and for others in between."""
+    x, prediction = gaussian((5, 1, 2, 2)), gaussian((5, 1, 2, 2), seed=1)
+    times = process.time(torch.linspace(-3, 4, 4, dtype=torch.float64))
+    for t, s in [*pairwise(times)] * 2:
+        each_t, each_s = t.expand(5), s.expand(5)
+        estimate = parameterization.clean(process, x, prediction, t)
+        assert torch.allclose(estimate, parameterization.clean(process, x, prediction, each_t), atol=1e-12)
+        moved = transfer(process, x, prediction, t, s)
+        assert torch.allclose(moved, transfer(process, x, prediction, each_t, each_s), atol=1e-12)
+
+
+def test_what_is_remembered_belongs_to_its_owner() -> None:
+    x, prediction, t = gaussian((2, 1, 2, 2)), gaussian((2, 1, 2, 2), seed=1), torch.tensor(0.5, dtype=torch.float64)
+    found = [Preconditioned(deviation).clean(Cosine(), x, prediction, t) for deviation in (0.5, 1.0, 0.5)]
+    assert not torch.allclose(found[0], found[1]) and torch.equal(found[0], found[2])

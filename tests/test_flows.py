@@ -253,13 +253,13 @@ def test_a_control_at_equal_cost_spends_what_the_subject_does() -> None:
     this = study.study(KNOWN, "digits", "dpm_solver_pp_2m")
     spent = {"evaluations": 10.0, "macs": 1000, "uncounted_ops": []}
     known = {this.default: {"cost": spent}, this.control: {"cost": {**spent, "evaluations": 50.0, "macs": 5000}}}
-    spec, why = study.equal_cost(this, known, "evaluations")
+    spec, why = study.equal_cost(this, known)["evaluations"]
     assert spec is not None and (spec.name, why) == ("baseline@10", None)
     known[this.default]["cost"] = {**spent, "macs": 2520, "uncounted_ops": []}
-    spec, _ = study.equal_cost(this, known, "macs")
+    spec, _ = study.equal_cost(this, known)["macs"]
     assert spec is not None and spec.name == "baseline@25"
     known[this.default]["cost"] = {**spent, "uncounted_ops": ["quantized.linear"]}
-    assert study.equal_cost(this, known, "macs") == (None, "the count leaves out quantized.linear")
+    assert study.equal_cost(this, known)["macs"] == (None, "the count leaves out quantized.linear")
 
 
 def test_the_plan_matches_the_catalog() -> None:

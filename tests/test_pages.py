@@ -198,7 +198,7 @@ def test_terms_changed_after_a_run_are_shown_before_and_after(site: Path, known:
     page = text((site / "t/ddim.html").read_text())
     assert "Withdrawn claims" in page and "gone on digits, measured 2026-01-01" in page
     unchanged = text((site / "t/edm_heun.html").read_text())
-    assert "changed after a run" not in unchanged and "unchanged since first measured: 2026-01-01" in unchanged
+    assert "changed after a run" not in unchanged and "unchanged in every record since 2026-01-01" in unchanged
     ledger = text((site / "claims.html").read_text())
     assert "Changed after a run for 1 claim" in ledger and "1 claim was withdrawn" in ledger
 

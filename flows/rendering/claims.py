@@ -69,7 +69,7 @@ class ClaimView:
 
     @property
     def first(self) -> Terms | None:
-        """The terms under which it was first measured."""
+        """The oldest terms on record."""
         return self.judged.terms[0] if self.judged.terms else None
 
 

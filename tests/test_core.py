@@ -297,3 +297,14 @@ def test_what_is_remembered_belongs_to_its_owner() -> None:
     x, prediction, t = gaussian((2, 1, 2, 2)), gaussian((2, 1, 2, 2), seed=1), torch.tensor(0.5, dtype=torch.float64)
     found = [Preconditioned(deviation).clean(Cosine(), x, prediction, t) for deviation in (0.5, 1.0, 0.5)]
     assert not torch.allclose(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_what_is_remembered_counts_each_time() -> None:
+    """Counters of a run do not depend on what another one asked for before it in the same process."""
+    x, prediction, t = gaussian((2, 1, 2, 2)), gaussian((2, 1, 2, 2), seed=1), torch.tensor(0.37, dtype=torch.float64)
+    seen = []
+    for _ in range(3):
+        with tallied() as counters:
+            Preconditioned(0.77).clean(Cosine(), x, prediction, t)
+        seen.append(dict(counters))
+    assert seen[0] and seen == seen[:1] * 3

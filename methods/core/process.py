@@ -9,7 +9,7 @@ Source: Kingma et al. 2021 "Variational Diffusion Models" (2107.00630), section 
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -17,6 +17,8 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from methods.core.activation import count_all, tallied_apart
 
 Coefficient = Tensor | float
 """A number for all samples (a float, or a tensor []) or for each of them ([b])."""
@@ -74,19 +76,23 @@ def remembered(function: Callable[..., tuple[Tensor | None, ...]]) -> Callable[.
     """Remember the coefficients that `function(*owners, *times)` gives at single times, as floats.
 
     A solver asks for the same few in every batch, and a dozen operations on single numbers take longer than a step.
-    Times of shape [b] give tensors of that shape, computed each time.
+    What was counted while they were computed is counted again each time. Times of shape [b] give tensors of that
+    shape, computed each time.
     """
 
     @lru_cache(maxsize=1 << 14)
-    def known(owners: tuple[Any, ...], times: tuple[float, ...]) -> tuple[float | None, ...]:
-        found = function(*owners, *(torch.tensor(t, dtype=torch.float64) for t in times))
-        return tuple(None if c is None else c.item() for c in found)
+    def known(owners: tuple[Any, ...], times: tuple[float, ...]) -> tuple[tuple[float | None, ...], Mapping[str, int]]:
+        with tallied_apart() as counted:
+            found = function(*owners, *(torch.tensor(t, dtype=torch.float64) for t in times))
+        return tuple(None if c is None else c.item() for c in found), counted
 
     def coefficients(*arguments: Any) -> tuple[Any, ...]:
         times = [argument for argument in arguments if isinstance(argument, Tensor)]
         if any(t.ndim for t in times):
             return function(*arguments)
-        return known(arguments[: -len(times)], tuple(t.item() for t in times))
+        found, counted = known(arguments[: -len(times)], tuple(t.item() for t in times))
+        count_all(counted)
+        return found
 
     return coefficients
 

@@ -22,7 +22,11 @@ from methods.core.sampling import SampleNoise, Sampler, transfer
 
 
 def step_variance(process: Process, t: Tensor, s: Tensor) -> Tensor:
-    """Variance of q(x_s | x_t, x_0), the scale on which the error of a state is judged."""
+    """Variance of q(x_s | x_t, x_0), the scale on which the error of a state is judged.
+
+    The official code takes the step that leaves the state, this one the step that arrives: the last step to leave one
+    ends without noise, and would ask its state to be exact.
+    """
     return process.sigma(s) ** 2 * -torch.expm1(2 * (process.lam(t) - process.lam(s)))
 
 

@@ -196,8 +196,7 @@ def write_record(
         "default": this.default, "control": this.control, **{f"equal_{axis}": equal[axis] for axis in EQUAL},
         "cells": known, "features": extractor,
     }  # fmt: skip
-    made_from = json.dumps([cell["fingerprints"] for cell in known.values()] + [extractor], sort_keys=True)
-    content["spec_hash"] = hashlib.sha256(made_from.encode()).hexdigest()[:16]
+    content["spec_hash"] = spec_hash(content)
     base = results / bed.name / this.id
     write_json(base.with_name(f"{this.id}.json"), content)
     if this.default in known and bed.network is not None:
@@ -205,6 +204,12 @@ def write_record(
     if reason is None and this.subject.fidelity:
         history.add(this.subject.catalog, bed.name, this.id, results)
     return content
+
+
+def spec_hash(content: dict[str, Any]) -> str:
+    """What names everything that a record was made from: the fingerprints of its cells, and its feature network."""
+    made_from = [{name: cell["fingerprints"] for name, cell in content["cells"].items()}, content["features"]]
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def plane_floor(bed: Bed, results: Path) -> None:

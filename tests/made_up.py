@@ -90,7 +90,10 @@ def record(known: Catalog, folder: Path, id: str, cells: Sequence[Cell]) -> None
     }  # fmt: skip
     write_json(folder / f"{id}.json", content)
     timing = None if id == "baseline" else {"against": control, **TIMING}
-    write_json(folder / f"{id}.cost.json", {**MADE, "seconds": {"train": 71.2, "sample": 9}, "timing": timing})
+    write_json(
+        folder / f"{id}.cost.json",
+        {**MADE, "spec_hash": content["spec_hash"], "seconds": {"train": 71.2, "sample": 9}, "timing": timing},
+    )
     if bed != "mixture":
         Image.frombytes("L", (89, 71), random.Random(id).randbytes(89 * 71)).save(folder / f"{id}.png")
 

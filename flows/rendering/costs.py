@@ -51,6 +51,8 @@ class Provenance:
     seconds: dict[str, Number]
     timed: list[Timed]
     path: str
+    revalidated: list[dict[str, str]]
+    """Commits whose code gave the same bytes later, each with the commit it was compared with."""
 
     @property
     def latency(self) -> Number | None:
@@ -114,7 +116,8 @@ def provenance(content: dict[str, Any], bed: str, id: str) -> Provenance:
     }
     timed = list(_timed(content["timing"], bed, id, path)) if content["timing"] else []
     host, versions = content["host"], content["versions"]
-    return Provenance(content["commit"], content["dirty"], content["when"], host, versions, once, timed, path)
+    again = content.get("revalidated", [])
+    return Provenance(content["commit"], content["dirty"], content["when"], host, versions, once, timed, path, again)
 
 
 def _timed(timing: dict[str, Any], bed: str, id: str, path: str) -> list[Timed]:

@@ -1,0 +1,68 @@
+"""A small version of a cell, through the same code as the whole: its digest says whether a change moved any number.
+
+    python flows/probe.py CELLS.json OUT.json       with the checkout on PYTHONPATH whose code is asked
+
+Twenty iterations of training, one block of 96 samples in more than one batch, every score and every count.
+`flows.revalidate` runs this file against two checkouts; it therefore uses little of them.
+"""
+
+import hashlib
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import catalog
+from catalog import Catalog, Cell, Seeds
+from flows.cell import Spec, Workplace, source
+from flows.records import write_json
+from flows.score import evaluate, feature_net, identity
+from methods.core.identity import shipped_fingerprint, training_fingerprint
+from methods.measure import features
+
+ITERATIONS, SAMPLES = 20, 96
+
+
+def probe(known: Catalog, bed_name: str, cell: dict[str, Any], place: Workplace) -> dict[str, Any]:
+    """The fingerprints that a recorded cell has under this code, and the digest of its small version."""
+    bed = known.bed(bed_name)
+    seeds = Seeds(train=tuple(cell["seeds"]["train"]), sample=tuple(cell["seeds"]["sample"]))
+    asked = known.canonical(Cell(methods=cell["methods"], steps=cell["steps"]), bed_name)
+    spec = Spec(known, bed, asked, seeds.blocks, cell["budget"], cell["fidelity"])
+    extractor = features.digest(features.load(feature_net(bed, place))[0]) if bed.features else ""
+    context = spec.context(spec.train_seeds[0])
+    share = min(1.0, ITERATIONS / bed.fit.iterations) if bed.fit else 1.0
+    small = replace(spec, bed=bed.model_copy(update={"n": SAMPLES}), blocks=seeds.blocks[:1], budget=share)
+    measured = {key: value for key, value in evaluate(small, place).items() if key != "fingerprints"}
+    return {
+        "fingerprints": {
+            "cell": identity(spec, source(bed_name), extractor),
+            "training": training_fingerprint(spec.recipe, context),
+            "shipped": shipped_fingerprint(spec.recipe, context),
+        },
+        "digest": hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest(),
+    }
+
+
+def main(cells: Path, out: Path) -> None:
+    """Probe every cell of {bed: {name: cell}}; one that this code cannot run gets its reason."""
+    torch.set_num_threads(1)
+    known = catalog.load()
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as work:
+        for bed, by_name in json.loads(cells.read_text()).items():
+            for name, cell in by_name.items():
+                try:
+                    found.setdefault(bed, {})[name] = probe(known, bed, cell, Workplace(Path(work)))
+                except Exception as error:  # whatever it is, it is the answer for this cell
+                    found.setdefault(bed, {})[name] = {"error": f"{type(error).__name__}: {error}"}
+                print(f"{bed}: {name}", file=sys.stderr, flush=True)
+    write_json(out, found)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

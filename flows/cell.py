@@ -185,6 +185,12 @@ def train(spec: Spec, seed: int, place: Workplace, report: Report = quiet) -> Pa
     return path
 
 
+def is_trained(spec: Spec, seed: int, place: Workplace) -> bool:
+    """Whether the weights that a cell starts from are there."""
+    fingerprint = training_fingerprint(spec.recipe, spec.context(seed))
+    return find(place.path(spec.training, "train", seed), fingerprint) is not None
+
+
 def compress(spec: Spec, seed: int, place: Workplace, report: Report = quiet) -> Path:
     """Make the weights that ship: fit the start, distil, prune, quantize. Without any of these, the trained ones do."""
     trained = train(spec, seed, place, report)

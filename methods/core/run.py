@@ -19,6 +19,7 @@ from methods.core.activation import count
 from methods.core.calibration import Codec, Report, Starter
 from methods.core.denoiser import Denoiser, Labels, Mixture, Network
 from methods.core.objective import Objective
+from methods.core.parallel import shared_out
 from methods.core.recipe import Fit, Precision, Recipe
 from methods.core.sampling import SampleNoise
 from methods.core.surgery import flatten, resize, transformed, unflatten
@@ -74,13 +75,16 @@ def network(recipe: Recipe, model: Model) -> Network:
 
 
 def train(recipe: Recipe, data: TrainingSet, seed: int, report: Report = quiet) -> tuple[Model, int]:
-    """Fit the codec, then the network. Returns the model and how many images were seen in all."""
+    """Fit the codec, then the network. Returns the model and how many images were seen in all.
+
+    In a process group the network's part of the work is shared out, and every process returns the same model.
+    """
     model = build(recipe, data.shape, data.classes, seed)
     images, labels = data.images.to(device()), data.labels.to(device())
     rng = torch.Generator(device()).manual_seed(seed)
     seen = model.codec.fit(images, recipe.fit.iterations, rng, report)
     x0 = encode(model, images)
-    student = network(recipe, model)
+    student = shared_out(network(recipe, model))
     model.net = optimise(student, student, recipe.objective, x0, labels, recipe.fit, seed, report)
     return model.eval(), seen + recipe.fit.iterations * recipe.fit.batch
 

@@ -1,0 +1,69 @@
+"""Train one set of weights with several processes, one per device, by torch's own data parallelism.
+
+    torchrun --nproc-per-node 4 -m flows.parallel '{"methods": {}}' --bed cifar10 --seed 0
+
+The train flow starts it where it is asked for more than one process. All processes carry out the same training, the
+network's share of it divided among them; the first writes the file.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import cyclopts
+import torch
+import torch.distributed as dist
+
+import catalog
+from catalog import Cell
+from flows import cell
+from flows.cell import Spec, Workplace
+from flows.home import WORK
+from flows.progress import share, shown
+from flows.study import main
+from methods.core.calibration import Report
+from methods.core.errors import Conflict
+from methods.core.run import quiet
+
+
+def train(spec: Spec, seed: int, place: Workplace, report: Report = quiet, processes: int = 1) -> Path:
+    """Train the weights a cell starts from with so many processes, or find them.
+
+    Raises Conflict where they cannot share a batch, and CalledProcessError.
+    """
+    if spec.recipe.fit.batch % processes:
+        raise Conflict(f"A batch of {spec.recipe.fit.batch} cannot be shared out over {processes} processes.")
+    if processes > 1 and not cell.is_trained(spec, seed, place):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        asked = ["-m", "flows.parallel", spec.cell.model_dump_json(), "--bed", spec.bed.name, "--seed", str(seed)]
+        where = ["--budget", str(spec.budget), "--work", str(place.root.resolve())]
+        subprocess.run([*launcher, *asked, *where], check=True)
+    return cell.train(spec, seed, place, report)
+
+
+app = cyclopts.App(name="torchrun -m flows.parallel", help=__doc__, help_format="plaintext")
+
+
+@app.default
+def member(asked: str, *, bed: str, seed: int, budget: float = 1.0, work: Path = WORK) -> None:
+    """One process of the group; `asked` is the cell as JSON."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    known = catalog.load()
+    spec = Spec(known, known.bed(bed), Cell.model_validate_json(asked), known.bed(bed).seeds.blocks, budget)
+    first = dist.get_rank() == 0
+    with tempfile.TemporaryDirectory() as elsewhere:
+        place = Workplace(work if first else Path(elsewhere))
+        if first:
+            with shown(f"train {spec.training.name}, seed {seed}", share(spec, place, "train", seed)) as report:
+                cell.train(spec, seed, place, report)
+        else:
+            cell.train(spec, seed, place)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(app)

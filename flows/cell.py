@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from catalog import Bed, Catalog, Cell, cell_name
+from flows.home import SETTINGS
 from flows.records import Damaged, read_json, write_bytes, write_json
+from flows.store import Store
 from methods import data
 from methods.baseline import baseline
 from methods.core import run
@@ -31,6 +34,8 @@ from methods.core.recipe import Conflict, Fit, Method, Recipe, compose
 from methods.core.run import TrainingSet, quiet
 from methods.nets.unet import UNetConfig
 
+Find = Callable[[Path, str], Path | None]
+"""Whether a path, or one beside it, holds what has a fingerprint."""
 BLOCK = 1_000_000
 """Sample i of the block with seed s has the seed s * BLOCK + i."""
 
@@ -120,9 +125,13 @@ def require_exact(recipe: Recipe, spec: Spec) -> None:
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where intermediate files lie: weights, samples, scores. Deleting it loses time, not results."""
+    """Where intermediate files lie: weights, samples, scores. Deleting it loses time, not results.
+
+    With a store, files are looked for there before they are made, and put there afterwards.
+    """
 
     root: Path = Path("work")
+    store: Store | None = Store(SETTINGS.store) if SETTINGS.store else None
 
     def path(self, spec: Spec, step: str, *parts: object, suffix: str = "safetensors") -> Path:
         """`<bed>/<step>/<cell>/<seeds>`, or `<bed>/<step>/<cell>` for what has no seeds of its own."""
@@ -130,6 +139,33 @@ class Workplace:
         if not parts:
             return folder / f"{spec.name}.{suffix}"
         return folder / spec.name / f"{'-'.join(map(str, parts))}.{suffix}"
+
+    def made(self, path: Path, fingerprint: str, make: Callable[[], None], find: Find) -> Path:
+        """The file with this fingerprint: found, fetched, or made. Whoever else wants it meanwhile waits for it."""
+        found = find(path, fingerprint)
+        if found is not None:
+            return found
+        bed, step, *_ = path.relative_to(self.root).parts
+        lock = self.root / bed / "locks" / f"{fingerprint}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            key = f"{bed}/{step}/{fingerprint}"
+            return find(path, fingerprint) or self._fetched(path, key) or self._made(path, key, make)
+
+    def _fetched(self, path: Path, key: str) -> Path | None:
+        """The file as another machine made it."""
+        if self.store is None or not self.store.fetch(f"{key}{path.suffix}", path):
+            return None
+        self.store.fetch(f"{key}.seconds.json", clock(path))
+        return path
+
+    def _made(self, path: Path, key: str, make: Callable[[], None]) -> Path:
+        make()
+        if self.store is not None:
+            self.store.push(path, f"{key}{path.suffix}")
+            if clock(path).exists():
+                self.store.push(clock(path), f"{key}.seconds.json")
+        return path
 
 
 @cache
@@ -168,27 +204,38 @@ def find(path: Path, fingerprint: str) -> Path | None:
     return None
 
 
+def target(spec: Spec, step: str, place: Workplace, seed: int, block: int = 0) -> tuple[Path, str]:
+    """The file that a step leaves, and the fingerprint of what it is made from."""
+    context = spec.context(seed)
+    match step:
+        case "train":
+            return place.path(spec.training, "train", seed), training_fingerprint(spec.recipe, context)
+        case "compress":
+            return place.path(spec, "ship", seed), shipped_fingerprint(spec.recipe, context)
+        case _:
+            size = f"{context} block {block} n {spec.bed.n} by {spec.bed.batch}"
+            return place.path(spec, "sample", seed, block), recipe_fingerprint(spec.recipe, size)
+
+
+def is_made(spec: Spec, step: str, place: Workplace, seed: int, block: int = 0) -> bool:
+    """Whether what a step makes is there."""
+    return find(*target(spec, step, place, seed, block)) is not None
+
+
 def train(spec: Spec, seed: int, place: Workplace, report: Report = quiet) -> Path:
     """Train the weights the cell starts from, or find them."""
-    fingerprint = training_fingerprint(spec.recipe, spec.context(seed))
-    path = place.path(spec.training, "train", seed)
-    found = find(path, fingerprint)
-    if found is not None:
-        return found
-    curve = Curve(report)
-    with tallied() as counters:
-        started = time.perf_counter()
-        model, seen = run.train(spec.training.recipe, training_set(spec.bed.name), seed, curve)
-    note = {"fingerprint": fingerprint, "images": seen, "counters": counters, "curve": curve.points}
-    run.save(model, path, note)
-    took(path, time.perf_counter() - started)
-    return path
+    path, fingerprint = target(spec, "train", place, seed)
 
+    def make() -> None:
+        curve = Curve(report)
+        with tallied() as counters:
+            started = time.perf_counter()
+            model, seen = run.train(spec.training.recipe, training_set(spec.bed.name), seed, curve)
+        note = {"fingerprint": fingerprint, "images": seen, "counters": counters, "curve": curve.points}
+        run.save(model, path, note)
+        took(path, time.perf_counter() - started)
 
-def is_trained(spec: Spec, seed: int, place: Workplace) -> bool:
-    """Whether the weights that a cell starts from are there."""
-    fingerprint = training_fingerprint(spec.recipe, spec.context(seed))
-    return find(place.path(spec.training, "train", seed), fingerprint) is not None
+    return place.made(path, fingerprint, make, find)
 
 
 def compress(spec: Spec, seed: int, place: Workplace, report: Report = quiet) -> Path:
@@ -197,24 +244,22 @@ def compress(spec: Spec, seed: int, place: Workplace, report: Report = quiet) ->
     recipe = spec.recipe
     if not compresses(spec):
         return trained
-    fingerprint = shipped_fingerprint(recipe, spec.context(seed))
-    path = place.path(spec, "ship", seed)
-    found = find(path, fingerprint)
-    if found is not None:
-        return found
-    bed = spec.bed
-    started = time.perf_counter()
-    model = run.load(spec.training.recipe, trained, bed.shape, bed.classes, shipped=False)
-    model.starter = run.build(recipe, bed.shape, bed.classes, seed).starter
-    curve = Curve(report)
-    with tallied() as counters:
-        model, seen = run.compress(recipe, model, training_set(bed.name), seed, curve)
-        shapes = run.shapes_of(model)
-        model = run.ship(recipe, model)
-    note = {"fingerprint": fingerprint, "images": seen, "counters": counters, "curve": curve.points}
-    run.save(model, path, note, shapes)
-    took(path, time.perf_counter() - started)
-    return path
+    path, fingerprint = target(spec, "compress", place, seed)
+
+    def make() -> None:
+        bed, started = spec.bed, time.perf_counter()
+        model = run.load(spec.training.recipe, trained, bed.shape, bed.classes, shipped=False)
+        model.starter = run.build(recipe, bed.shape, bed.classes, seed).starter
+        curve = Curve(report)
+        with tallied() as counters:
+            model, seen = run.compress(recipe, model, training_set(bed.name), seed, curve)
+            shapes = run.shapes_of(model)
+            model = run.ship(recipe, model)
+        note = {"fingerprint": fingerprint, "images": seen, "counters": counters, "curve": curve.points}
+        run.save(model, path, note, shapes)
+        took(path, time.perf_counter() - started)
+
+    return place.made(path, fingerprint, make, find)
 
 
 def compresses(spec: Spec) -> bool:
@@ -236,32 +281,29 @@ def deployed(spec: Spec, seed: int, place: Workplace, report: Report = quiet) ->
 
 def sample(spec: Spec, seed: int, block: int, place: Workplace, report: Report = quiet) -> Path:
     """Draw one block of n samples: from the weights of a training seed, with a sampling seed."""
-    fingerprint = recipe_fingerprint(
-        spec.recipe, f"{spec.context(seed)} block {block} n {spec.bed.n} by {spec.bed.batch}"
-    )
-    path = place.path(spec, "sample", seed, block)
-    found = find(path, fingerprint)
-    if found is not None:
-        return found
-    ready = deployed(spec, seed, place, report)
-    labels = block_labels(spec)
-    drawn: list[Tensor] = []
-    started = time.perf_counter()
-    with tallied() as counters:
-        for first in range(0, spec.bed.n, spec.bed.batch):
-            part = labels[first : first + spec.bed.batch]
-            seeds = range(block * BLOCK + first, block * BLOCK + first + len(part))
-            drawn.append(run.generate(spec.recipe, ready, part, seeds))
-            report(f"{spec.name}, block {block}", first + len(part), spec.bed.n, 0.0)
-    samples = torch.cat(drawn)
-    note = {
-        "fingerprint": fingerprint, "counters": counters, "evaluations": ready.network.rows / spec.bed.n,
-        "sequential": ready.network.calls / len(drawn),
-    }  # fmt: skip
-    shown = {"samples": samples.clamp(-1, 1) if samples.ndim == 4 else samples}
-    write_bytes(path, save(shown, {"note": json.dumps(note, sort_keys=True)}))
-    took(path, time.perf_counter() - started)
-    return path
+    path, fingerprint = target(spec, "sample", place, seed, block)
+
+    def make() -> None:
+        ready = deployed(spec, seed, place, report)
+        labels = block_labels(spec)
+        drawn: list[Tensor] = []
+        started = time.perf_counter()
+        with tallied() as counters:
+            for first in range(0, spec.bed.n, spec.bed.batch):
+                part = labels[first : first + spec.bed.batch]
+                seeds = range(block * BLOCK + first, block * BLOCK + first + len(part))
+                drawn.append(run.generate(spec.recipe, ready, part, seeds))
+                report(f"{spec.name}, block {block}", first + len(part), spec.bed.n, 0.0)
+        samples = torch.cat(drawn)
+        note = {
+            "fingerprint": fingerprint, "counters": counters, "evaluations": ready.network.rows / spec.bed.n,
+            "sequential": ready.network.calls / len(drawn),
+        }  # fmt: skip
+        shown = {"samples": samples.clamp(-1, 1) if samples.ndim == 4 else samples}
+        write_bytes(path, save(shown, {"note": json.dumps(note, sort_keys=True)}))
+        took(path, time.perf_counter() - started)
+
+    return place.made(path, fingerprint, make, find)
 
 
 def block_labels(spec: Spec) -> Tensor:
@@ -280,16 +322,17 @@ def read_samples(path: Path) -> Tensor:
 
 def took(path: Path, seconds: float) -> None:
     """Remember how long a file took to make, apart from it: it depends on the machine, the file does not."""
-    write_json(_clock(path), {"seconds": round(seconds, 3)})
+    write_json(clock(path), {"seconds": round(seconds, 3)})
 
 
 def seconds(path: Path) -> float:
     """How long a file took to make."""
-    clock = _clock(path)
-    return read_json(clock)["seconds"] if clock.exists() else 0.0
+    noted = clock(path)
+    return read_json(noted)["seconds"] if noted.exists() else 0.0
 
 
-def _clock(path: Path) -> Path:
+def clock(path: Path) -> Path:
+    """Where the seconds are noted that a file took."""
     step, name = path.parents[1], path.parent.name
     return step.parent / "seconds" / step.name / name / f"{path.stem}.json"
 

@@ -35,7 +35,7 @@ def train(spec: Spec, seed: int, place: Workplace, report: Report = quiet, proce
     """
     if spec.recipe.fit.batch % processes:
         raise Conflict(f"A batch of {spec.recipe.fit.batch} cannot be shared out over {processes} processes.")
-    if processes > 1 and not cell.is_trained(spec, seed, place):
+    if processes > 1 and not cell.is_made(spec, "train", place, seed):
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         asked = ["-m", "flows.parallel", spec.cell.model_dump_json(), "--bed", spec.bed.name, "--seed", str(seed)]
         where = ["--budget", str(spec.budget), "--work", str(place.root.resolve())]

@@ -21,18 +21,30 @@ Task = tuple[str, str, int, int]
 """What leaves a file: step, name, training seed, sampling seed."""
 
 
+def units(spec: Spec, step: str) -> float:
+    """About how many network evaluations one step of a cell is."""
+    once = float(BACKWARD * spec.recipe.fit.iterations * spec.recipe.fit.batch)
+    match step:
+        case "train":
+            return once
+        case "compress":
+            return once / 2 if spec.recipe.phases else 0.0
+        case "sample":
+            return float(spec.bed.n * spec.recipe.steps)
+        case _:
+            return 5.0 * spec.bed.n
+
+
 def tasks(spec: Spec, place: Workplace) -> dict[Task, float]:
     """What is left to do for a cell, with about how many network evaluations each takes; cells share trainings."""
-    bed, recipe = spec.bed, spec.recipe
-    once = BACKWARD * recipe.fit.iterations * recipe.fit.batch
-    left: dict[Task, float] = {("evaluate", spec.name, 0, 0): 5.0 * bed.n}
+    left: dict[Task, float] = {("evaluate", spec.name, 0, 0): units(spec, "score")}
     for seed, block in spec.blocks:
-        if bed.network is not None and not place.path(spec.training, "train", seed).exists():
-            left["train", spec.training.name, seed, 0] = once
-        if recipe.phases and not place.path(spec, "ship", seed).exists():
-            left["compress", spec.name, seed, 0] = once / 2
+        if spec.bed.network is not None and not place.path(spec.training, "train", seed).exists():
+            left["train", spec.training.name, seed, 0] = units(spec, "train")
+        if spec.recipe.phases and not place.path(spec, "ship", seed).exists():
+            left["compress", spec.name, seed, 0] = units(spec, "compress")
         if not place.path(spec, "sample", seed, block).exists():
-            left["sample", spec.name, seed, block] = float(bed.n * recipe.steps)
+            left["sample", spec.name, seed, block] = units(spec, "sample")
     return left
 
 
@@ -60,11 +72,18 @@ def shown(title: str, units: float) -> Iterator[Report]:
             yield report
 
 
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Say nothing: somebody else does."""
+    with Display("", 0.0, quiet=True):
+        yield
+
+
 class Display:
     """A bar for the whole and one for the step that is running; plain lines where there is no terminal."""
 
-    def __init__(self, title: str, total: float) -> None:
-        self.console = Console(stderr=True)
+    def __init__(self, title: str, total: float, *, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet)
         self.total, self.done, self.started, self.spoken = total, 0.0, time.monotonic(), 0.0
         self.bars = Progress(
             TextColumn("{task.description}", justify="left"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),

@@ -51,17 +51,39 @@ SHORT = 20
 
 def evaluate(spec: Spec, place: Workplace, report: Report = quiet) -> dict[str, Any]:
     """Score every block of the cell and count its cost: the cell's part of a record, the same bytes every time."""
+    path, fingerprint = place.path(spec, "cell", suffix="json"), own_identity(spec, place, report)
+
+    def make() -> None:
+        write_json(path, measured(spec, fingerprint, place, report))
+
+    return read_json(place.made(path, fingerprint, make, find_cell))
+
+
+def is_scored(spec: Spec, place: Workplace) -> bool:
+    """Whether the cell's scores are there."""
+    return find_cell(place.path(spec, "cell", suffix="json"), own_identity(spec, place)) is not None
+
+
+def own_identity(spec: Spec, place: Workplace, report: Report = quiet) -> str:
+    """The cell's identity with the data and the feature network that are used here."""
     extractor = features.digest(features.load(feature_net(spec.bed, place, report))[0]) if spec.bed.features else ""
-    fingerprint = identity(spec, source(spec.bed.name), extractor)
-    path = place.path(spec, "cell", suffix="json")
-    if path.exists() and (known := read_json(path))["fingerprints"]["cell"] == fingerprint:
-        return known
+    return identity(spec, source(spec.bed.name), extractor)
+
+
+def find_cell(path: Path, fingerprint: str) -> Path | None:
+    """The scores at `path`, if they were made from this."""
+    return path if path.exists() and read_json(path)["fingerprints"]["cell"] == fingerprint else None
+
+
+def measured(spec: Spec, fingerprint: str, place: Workplace, report: Report) -> dict[str, Any]:
+    """The cell's part of a record, from its blocks of samples."""
     paths = [sample(spec, seed, block, place, report) for seed, block in spec.blocks]
     scores = [score(spec, *block, path, place, report) for block, path in zip(spec.blocks, paths, strict=True)]
     notes = [metadata(path) for path in paths]
     trained = [train(spec, seed, place) for seed in spec.train_seeds] if spec.bed.network else []
     shipped = [compress(spec, seed, place) for seed in spec.train_seeds] if spec.bed.network else []
-    cell = {
+    context = spec.context(spec.train_seeds[0])
+    return {
         "methods": spec.catalog.resolve(spec.cell, spec.bed.name),
         "steps": spec.recipe.steps,
         "budget": spec.budget,
@@ -73,12 +95,10 @@ def evaluate(spec: Spec, place: Workplace, report: Report = quiet) -> dict[str, 
         "counters": total_counters([*notes, *map(metadata, dict.fromkeys([*trained, *shipped]))]),
         "fingerprints": {
             "cell": fingerprint,
-            "training": training_fingerprint(spec.recipe, spec.context(spec.train_seeds[0])),
-            "shipped": shipped_fingerprint(spec.recipe, spec.context(spec.train_seeds[0])),
+            "training": training_fingerprint(spec.recipe, context),
+            "shipped": shipped_fingerprint(spec.recipe, context),
         },
     }
-    write_json(path, cell)
-    return cell
 
 
 def identity(spec: Spec, data: str, extractor: str) -> str:

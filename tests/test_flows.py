@@ -5,9 +5,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ import pytest
 
 import catalog
 from catalog import Cell
-from flows import cell, forms, plan, pool, score, study, survey, tracking
+from flows import agenda, cell, forms, plan, pool, score, study, survey, tracking
 from flows.cell import Spec, Workplace
 from flows.records import Damaged, read_json
 from flows.study import Effort
@@ -217,24 +217,49 @@ def test_missing_data_says_where_to_put_which_file(tmp_path: Path, monkeypatch: 
         mnist.load()
 
 
-def test_a_survey_makes_every_file_once_and_shares_trainings(place: Workplace) -> None:
+def test_a_survey_makes_every_file_once_and_shares_trainings() -> None:
     studies = [study.study(KNOWN, "digits", id) for id in study.techniques_on(KNOWN, "digits")]
-    train, compress, sample, scores = islice(pool.steps(studies, place), 4)
-    for items in (train, compress, sample):
-        assert len(set(items)) == len(items) > 0
+    whole = agenda.up_to_scores(studies)
+    steps = {name: [item for item in whole if item.step == name] for name in ("train", "compress", "sample", "score")}
     distinct = {training_fingerprint(spec.recipe) for this in studies for spec in this.specs.values()}
-    assert len(train) == len(distinct) * len(KNOWN.beds["digits"].seeds.train)
-    assert {item.what.split("@")[0] for item in compress} >= {"diff_pruning", "progressive_distillation", "es_ddpm"}
-    assert "deepcache" not in {item.what for item in compress}, "caches do not ship"
-    assert "dpm_solver_pp_2m@64" in {item.what for item in sample}, "what fidelity is measured against"
-    assert {item.what for item in scores} == {name for this in studies for name in this.specs}
+    assert len(steps["train"]) == len(distinct) * len(KNOWN.beds["digits"].seeds.train)
+    assert {item.what.split("@")[0] for item in steps["compress"]} >= {"diff_pruning", "progressive_distillation"}
+    assert "deepcache" not in {item.what for item in steps["compress"]}, "caches do not ship"
+    assert "dpm_solver_pp_2m@64" in {item.what for item in steps["sample"]}, "what fidelity is measured against"
+    assert {item.what for item in steps["score"]} == {name for this in studies for name in this.specs}
+    assert all(need in whole for needs in whole.values() for need in needs)
 
 
 def test_an_item_that_cannot_be_made_is_a_reason_and_does_not_stop_the_others(tmp_path: Path) -> None:
     bad = Cell(methods={"dit": {}, "deepcache": {}}).model_dump_json()
-    errand = pool.Errand(TINY, tmp_path, tmp_path)
-    row = pool.carry_out(pool.Item("sample", "digits", "dit+deepcache", bad), errand)
+    row = agenda.make(agenda.Item("sample", "digits", "dit+deepcache", bad), agenda.Errand(TINY, tmp_path, tmp_path))
     assert "needs a UNetConfig" in row["reason"] and row["step"] == "sample"
+
+
+class OneByOne:
+    """Notes what it is asked to make, makes nothing, and fails at some."""
+
+    def __init__(self, fails: str) -> None:
+        self.fails, self.made = fails, list[agenda.Item]()
+
+    def share(self, ready: Sequence[agenda.Item], weigh: object) -> list[list[agenda.Item]]:
+        return [list(ready)]
+
+    def submit(self, items: Sequence[agenda.Item]) -> Future[list[agenda.Row]]:
+        self.made += items
+        future: Future[list[agenda.Row]] = Future()
+        future.set_result([{"step": item.step, "id": item.what, "seconds": 1.0,
+                            "reason": "no" if item.step == self.fails else None} for item in items])  # fmt: skip
+        return future
+
+
+def test_an_agenda_is_carried_out_in_order_and_past_what_fails(tmp_path: Path) -> None:
+    studies = [study.study(KNOWN, "digits", id) for id in ("baseline", "diff_pruning", "deepcache")]
+    whole, crew = agenda.up_to_scores(studies), OneByOne("compress")
+    rows = agenda.carry_out(whole, agenda.Errand(TINY, tmp_path, tmp_path), crew, lambda row, units: None)
+    assert sorted(map(str, crew.made)) == sorted(map(str, whole)) and len(rows) == len(whole)
+    place = {item: index for index, item in enumerate(crew.made)}
+    assert all(place[need] < place[item] for item, needs in whole.items() for need in needs)
 
 
 def test_where_the_time_went_adds_up(tmp_path: Path) -> None:

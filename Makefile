@@ -3,10 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 export PREFECT_HOME ?= $(CURDIR)/work/prefect
-LOCAL := PREFECT_API_URL=http://127.0.0.1:4200/api
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test lint bench site server deploy worker repro clean
+.PHONY: help demo test lint bench site up down status doctor repro clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -29,15 +28,17 @@ site: $(READY) ## render the site into public/ from catalog and results
 repro: $(READY) ## rebuild every committed result
 	@$(BIN)/dvc repro
 
-server: $(READY) ## the Prefect server and its UI, on http://127.0.0.1:4200
-	@$(BIN)/prefect server start
+up: $(READY) ## start everything on this machine: Prefect, MLflow, workers, the site
+	@$(BIN)/python -m flows.operate up
 
-deploy: $(READY) ## put the flows, with their forms, on the running server
-	@$(LOCAL) $(BIN)/prefect work-pool create cpu --type process --overwrite
-	@$(LOCAL) $(BIN)/prefect --no-prompt deploy --all
+down: $(READY) ## stop it
+	@$(BIN)/python -m flows.operate down
 
-worker: $(READY) ## a worker that carries out what the server is asked for
-	@$(LOCAL) ATLAS_HOME=$(CURDIR) PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/prefect worker start --pool cpu
+status: $(READY) ## what runs, where it answers, and where its log lies
+	@$(BIN)/python -m flows.operate status
+
+doctor: $(READY) ## check every part, and say what to do
+	@$(BIN)/python -m flows.operate doctor
 
 clean: ## forget intermediate files; results stay
 	rm -rf work public

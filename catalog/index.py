@@ -1,6 +1,7 @@
 """The whole catalog, and the one naming of cells that records, runs and pages share."""
 
 from dataclasses import dataclass
+from hashlib import sha256
 
 from catalog.models import Baseline, Bed, Cell, Number, Survey, Taxonomy, Technique
 from catalog.reading import CatalogError, absent
@@ -15,6 +16,12 @@ class Catalog:
     beds: dict[str, Bed]
     baseline: Baseline
     techniques: dict[str, Technique]
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits that change with anything the catalog says."""
+        parts = [self.taxonomy, self.baseline, *self.surveys.values(), *self.beds.values(), *self.techniques.values()]
+        return sha256("".join(part.model_dump_json() for part in parts).encode()).hexdigest()[:16]
 
     def technique(self, id: str) -> Technique:
         """The technique, or a CatalogError that suggests the nearest ids."""

@@ -5,24 +5,24 @@ the end and cells that share a training wait for one. Records only put together 
 last.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from functools import cache
-from graphlib import TopologicalSorter
 from pathlib import Path
 from subprocess import CalledProcessError
 from time import monotonic
 from typing import Any, Protocol
 
 import catalog
-from catalog import Catalog, Cell
+from catalog import Catalog, CatalogError, Cell
 from flows import cell, timing
 from flows.cell import Spec, Workplace, compresses
 from flows.progress import hushed, units
 from flows.records import read_json
 from flows.score import evaluate, has_fidelity, is_scored, many_steps
-from flows.study import CANNOT, FULL, Effort, Study, composed, equal_cost, record, study
+from flows.study import CANNOT, EXPECTED, FULL, Effort, Study, composed, record, study
 from methods.core.identity import shipped_fingerprint, training_fingerprint
 
 Row = dict[str, Any]
@@ -58,17 +58,39 @@ class Errand:
     spend: Effort
     work: Path
     results: Path
+    catalog: str = ""
+    """The digest of the catalog that the agenda was made from; empty to take whatever there is."""
 
     @property
     def place(self) -> Workplace:
         return Workplace(self.work)
 
+    def weight(self, item: Item) -> float:
+        """About how many network evaluations an item is; a record has two controls at equal cost."""
+        if item.step == "record":
+            this = study_of(item, self.spend)
+            control = this.specs[this.control]
+            return 2.0 * len(control.blocks) * units(control, "sample") if this.has_equal_cost else 0.0
+        return 0.0 if is_page(item) else units(spec_of(item, self.spend), item.step)
+
+    def found(self, item: Item) -> Row | None:
+        """The row of an item that is there already, with what it took when it was made; a record is made anew."""
+        if is_page(item):
+            return None
+        spec, seconds = spec_of(item, self.spend), 0.0
+        if item.step == "score":
+            there = is_scored(spec, self.place)
+        else:
+            there = cell.is_made(spec, item.step, self.place, item.seed, item.block)
+            seconds = cell.seconds(cell.target(spec, item.step, self.place, item.seed, item.block)[0])
+        return {"step": item.step, "id": item.what, "seconds": seconds, "reason": None} if there else None
+
 
 class Crew(Protocol):
-    """Who carries items out."""
+    """Who carries items out. What is handed over as one batch is done one after another."""
 
-    def share(self, ready: Sequence[Item], weigh: Callable[[Item], float]) -> list[list[Item]]:
-        """Cut what can be done now into batches."""
+    def length(self, ready: Sequence[Item]) -> float:
+        """The weight up to which what can be done now is put into one batch; 0 for an item a batch."""
         ...
 
     def submit(self, items: Sequence[Item]) -> Future[list[Row]]:
@@ -76,24 +98,14 @@ class Crew(Protocol):
         ...
 
 
-def up_to_scores(studies: Iterable[Study]) -> Agenda:
-    """Everything up to the score of every cell."""
+def agenda_of(studies: Iterable[Study]) -> Agenda:
+    """Everything up to the records. A record measures what is known only then: its control at equal cost."""
     pages = list(studies)
     own = distinct(spec for this in pages for spec in this.specs.values())
-    return files([*own, *references(own)]) | scores(own)
-
-
-def up_to_records(studies: Iterable[Study], place: Workplace) -> Agenda:
-    """What is known only after scoring: the controls at equal cost; and then the records."""
-    pages = list(studies)
-    equal = {this.id: at_equal_cost(this, place) for this in pages}
-    specs = distinct(spec for found in equal.values() for spec in found)
-    scored = scores(specs)
-    agenda = files([*specs, *references(specs)]) | scored
+    scored = scores(own)
     by_name = {item.what: item for item in scored}
-    for this in pages:
-        agenda[page(this)] = {by_name[spec.name] for spec in equal[this.id]}
-    return agenda
+    records = {page(this): {by_name[name] for name in this.specs} for this in pages}
+    return files([*own, *references(own)]) | scored | records
 
 
 def distinct(specs: Iterable[Spec]) -> list[Spec]:
@@ -137,17 +149,6 @@ def scores(specs: Iterable[Spec]) -> Agenda:
     }
 
 
-def at_equal_cost(this: Study, place: Workplace) -> list[Spec]:
-    """The controls of a study that spend what its subject does, none where they cannot be known."""
-    if not this.has_equal_cost:
-        return []
-    try:
-        known = {name: evaluate(this.specs[name], place) for name in (this.default, this.control)}
-    except CANNOT:
-        return []
-    return [spec for spec, _ in equal_cost(this, known).values() if spec]
-
-
 def step(name: str, spec: Spec, seed: int = 0, block: int = 0) -> Item:
     """A step of a cell as an item."""
     return Item(name, spec.bed.name, spec.name, spec.cell.model_dump_json(), seed, block)
@@ -161,7 +162,7 @@ def page(this: Study, name: str = "record") -> Item:
 
 
 @cache
-def _catalog() -> Catalog:
+def known() -> Catalog:
     """The catalog, read once in every process."""
     return catalog.load()
 
@@ -169,17 +170,17 @@ def _catalog() -> Catalog:
 @cache
 def spec_of(item: Item, spend: Effort) -> Spec:
     """The cell of an item, with the seeds that are spent."""
-    known = _catalog()
-    bed = known.bed(item.bed)
+    bed = known().bed(item.bed)
     asked = Cell.model_validate_json(item.cell)
-    return Spec(known, bed, asked, spend.of(bed.seeds), spend.budget, fidelity=spend == FULL)
+    return Spec(known(), bed, asked, spend.of(bed.seeds), spend.budget, fidelity=spend == FULL)
 
 
+@cache
 def study_of(item: Item, spend: Effort) -> Study:
     """The study whose record an item is."""
     if not item.cell:
-        return study(_catalog(), item.bed, item.what, spend)
-    return composed(_catalog(), item.bed, Cell.model_validate_json(item.cell).methods, spend)
+        return study(known(), item.bed, item.what, spend)
+    return composed(known(), item.bed, Cell.model_validate_json(item.cell).methods, spend)
 
 
 def is_page(item: Item) -> bool:
@@ -187,43 +188,27 @@ def is_page(item: Item) -> bool:
     return item.step in ("record", "timing")
 
 
-def weight(item: Item, spend: Effort) -> float:
-    """About how many network evaluations an item is."""
-    return 0.0 if is_page(item) else units(spec_of(item, spend), item.step)
-
-
-def is_done(item: Item, errand: Errand) -> bool:
-    """Whether what an item makes is there; a record is always put together anew."""
-    if is_page(item):
-        return False
-    spec = spec_of(item, errand.spend)
-    if item.step == "score":
-        return is_scored(spec, errand.place)
-    return cell.is_made(spec, item.step, errand.place, item.seed, item.block)
-
-
 def carry_out(agenda: Agenda, errand: Errand, crew: Crew, note: Callable[[Row, float], None]) -> list[Row]:
     """Carry out an agenda and say of each item that it is done, with its weight; what fails stops nothing else."""
-    sorter = TopologicalSorter(agenda)
-    sorter.prepare()
+    plan, rows = Plan(agenda), list[Row]()
     running: dict[Future[list[Row]], list[Item]] = {}
-    rows: list[Row] = []
 
     def done(item: Item, row: Row) -> None:
         rows.append(row)
-        note(row, weight(item, errand.spend))
-        sorter.done(item)
+        note(row, errand.weight(item))
+        plan.finish(item)
 
-    while sorter.is_active():
-        ready = sorter.get_ready()
-        there = {item for item in ready if is_done(item, errand)}
-        for item in there:
-            done(item, there_already(item, errand))
-        left = [item for item in ready if item not in there]
-        left.sort(key=lambda item: -weight(item, errand.spend))
-        for batch in crew.share(left, lambda item: weight(item, errand.spend)):
+    while plan.open or running:
+        for item in plan.ready():
+            if row := errand.found(item):
+                done(item, row)
+        ready = sorted(plan.ready(), key=lambda item: -errand.weight(item))
+        length = crew.length(ready) if ready else 0.0
+        while ready:
+            batch = plan.take(ready, length, errand.weight)
             running[crew.submit(batch)] = batch
-        if there or not running:
+            ready = [item for item in ready if item in plan.open]
+        if not running:
             continue
         finished, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in finished:
@@ -232,28 +217,76 @@ def carry_out(agenda: Agenda, errand: Errand, crew: Crew, note: Callable[[Row, f
     return rows
 
 
-def there_already(item: Item, errand: Errand) -> Row:
-    """The row of an item that need not be made: it counts what it took when it was made."""
-    earlier = 0.0
-    if item.step != "score":
-        path, _ = cell.target(spec_of(item, errand.spend), item.step, errand.place, item.seed, item.block)
-        earlier = cell.seconds(path)
-    return {"step": item.step, "id": item.what, "seconds": earlier, "reason": None}
+class Plan:
+    """What of an agenda is still to be handed over, and what has been done."""
+
+    def __init__(self, agenda: Agenda) -> None:
+        self.needs = agenda
+        self.followers: dict[Item, list[Item]] = {item: [] for item in agenda}
+        for item, needs in agenda.items():
+            for need in needs:
+                self.followers[need].append(item)
+        self.missing = {item: len(needs) for item, needs in agenda.items()}
+        self.now = [item for item, count in self.missing.items() if not count]
+        self.open = dict.fromkeys(agenda)
+        self.done: set[Item] = set()
+
+    def ready(self) -> list[Item]:
+        """What can be handed over: everything it needs is done."""
+        self.now = [item for item in self.now if item in self.open]
+        return self.now
+
+    def finish(self, item: Item) -> None:
+        """An item is done."""
+        self.open.pop(item, None)
+        self.done.add(item)
+        for next in self.followers[item]:
+            self.missing[next] -= 1
+            if not self.missing[next]:
+                self.now.append(next)
+
+    def take(self, ready: Sequence[Item], length: float, weigh: Callable[[Item], float]) -> list[Item]:
+        """Hand over a batch of up to a length: what is ready, and what becomes ready within the batch itself."""
+        batch, filled = {ready[0]: None}, weigh(ready[0])
+        for item in ready[1:]:
+            if filled + weigh(item) <= length:
+                batch[item] = None
+                filled += weigh(item)
+        ahead = deque(batch if length else ())
+        while ahead:
+            for next in self.followers[ahead.popleft()]:
+                fits = next in self.open and next not in batch and filled + weigh(next) <= length
+                if fits and all(need in batch or need in self.done for need in self.needs[next]):
+                    batch[next] = None
+                    filled += weigh(next)
+                    ahead.append(next)
+        for item in batch:
+            del self.open[item]
+        return list(batch)
 
 
 def make(item: Item, errand: Errand) -> Row:
     """Make one file; what stands in the way is a reason in the row, so that the others go on."""
     started, reason, earlier = monotonic(), None, 0.0
     try:
+        require_same_catalog(errand)
         with hushed():
             if is_page(item):
                 reason = make_page(item, errand)
             else:
                 made = make_step(item, errand)
                 earlier = cell.seconds(made) if made else 0.0
-    except (*CANNOT, CalledProcessError) as error:
+    except (*CANNOT, *EXPECTED, CalledProcessError) as error:
         reason = f"{item.what}: {error}"
     return {"step": item.step, "id": item.what, "seconds": max(monotonic() - started, earlier), "reason": reason}
+
+
+def require_same_catalog(errand: Errand) -> None:
+    """Raise CatalogError if the catalog is no longer the one that the survey began with."""
+    if errand.catalog and errand.catalog != known().digest:
+        raise CatalogError(
+            "The catalog was edited while the survey ran: start it again, and what is finished and still true is found."
+        )
 
 
 def make_step(item: Item, errand: Errand) -> Path | None:
@@ -275,8 +308,33 @@ def make_page(item: Item, errand: Errand) -> str | None:
     """Write a record, or its machine-scoped numbers; returns why it could not be, if it could not."""
     this = study_of(item, errand.spend)
     if item.step == "record":
-        return record(this, errand.place, errand.results)["reason"]
-    written = read_json(errand.results / item.bed / f"{this.id}.json")
-    if written["status"] == "ok":
-        timing.write(this, written["spec_hash"], errand.place, errand.results)
-    return None
+        reason = record(this, errand.place, errand.results)["reason"]
+    else:
+        reason = None
+        fetch_record(errand, item.bed, this.id)
+        written = read_json(errand.results / item.bed / f"{this.id}.json")
+        if written["status"] == "ok":
+            timing.write(this, written["spec_hash"], errand.place, errand.results)
+    push_record(errand, item.bed, this.id)
+    return reason
+
+
+def push_record(errand: Errand, bed: str, id: str) -> None:
+    """Put a record, and what lies beside it, where other machines find it."""
+    if errand.place.store is not None:
+        for path in (errand.results / bed).glob(f"{id}.*"):
+            errand.place.store.push(path, f"{shared_folder(errand, bed)}/{path.name}")
+
+
+def fetch_record(errand: Errand, bed: str, id: str) -> None:
+    """Bring a record, and what lies beside it, from where other machines put it."""
+    if errand.place.store is not None:
+        folder = shared_folder(errand, bed)
+        for name in errand.place.store.list(folder):
+            if name.startswith(f"{id}."):
+                errand.place.store.fetch(f"{folder}/{name}", errand.results / bed / name)
+
+
+def shared_folder(errand: Errand, bed: str) -> str:
+    """Where the store keeps a bed's records: those of quick looks apart."""
+    return f"{'results' if errand.spend == FULL else 'quick'}/{bed}"

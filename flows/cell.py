@@ -21,7 +21,7 @@ from torch import Tensor
 
 from catalog import Bed, Catalog, Cell, cell_name
 from flows.home import SETTINGS
-from flows.records import Damaged, read_json, write_bytes, write_json
+from flows.records import Damaged, Unwritten, read_json, write_bytes, write_json
 from flows.store import Store
 from methods import data
 from methods.baseline import baseline
@@ -160,7 +160,10 @@ class Workplace:
         return path
 
     def _made(self, path: Path, key: str, make: Callable[[], None]) -> Path:
-        make()
+        try:
+            make()
+        except (OSError, SafetensorError) as error:
+            raise Unwritten(path, error) from error
         if self.store is not None:
             self.store.push(path, f"{key}{path.suffix}")
             if clock(path).exists():

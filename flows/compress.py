@@ -5,9 +5,11 @@ python -m flows.compress --bed digits --methods diff_pruning
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 
 from flows import cell
-from flows.forms import Bed, Blocks, Budget, Given, Methods, Request, command_line, progress, request, run_name
+from flows.artifacts import progress
+from flows.forms import Bed, Blocks, Budget, Given, Methods, Request, command_line, form, request, run_name
 from flows.progress import share
 from flows.study import main
 
@@ -21,10 +23,11 @@ def compress_weights(asked: Request, seed: int) -> str:
 
 
 @flow(name="compress", flow_run_name=run_name("compress"))
+@form
 def compress(
-    bed: Bed = "digits", methods: Methods = [], parameters: Given = {}, budget: Budget = 1.0,
+    bed: Bed = "digits", methods: Methods = [], parameters: Given = [], budget: Budget = 1.0,
     blocks: Blocks = None,
-) -> list[str]:  # fmt: skip
+) -> list[str] | State:  # fmt: skip
     """Write the weights as they would ship, for every training seed of the bed."""
     asked = request(bed, methods, parameters, budget, blocks)
     return [compress_weights(asked, seed) for seed in asked.study().subject.train_seeds]

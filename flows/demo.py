@@ -3,22 +3,19 @@
 python -m flows.demo
 """
 
-import os
 import time
-
-os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
 from rich.console import Console
 from rich.table import Column, Table
 
-from flows.forms import QUICK, Request
+from flows.forms import KNOWN, Request
+from flows.home import SETTINGS
+from flows.pool import Processes, failures, measure
 from flows.progress import Display
-from flows.publish import publish
 from flows.records import read_json
+from flows.rendering import render
 from flows.study import Effort
-from flows.survey import measure, units
+from flows.tracking import mirror
 
 TECHNIQUES = ("patched_pixel_diffusion", "min_snr_weighting", "dpm_solver_pp_2m", "diff_pruning")
 """One of each area."""
@@ -29,19 +26,24 @@ def demo() -> None:
     """Train, compress, sample and evaluate five recipes, mirror them into MLflow, and render the site."""
     started = time.monotonic()
     console = Console()
-    console.print("Five recipes on scikit-learn's digits, with a third of the usual training. Prefect starts first ...")
+    console.print("Five recipes on scikit-learn's digits, with a third of the usual training.")
     asked = [Request("digits", methods, effort=EFFORT) for methods in [(), *((id,) for id in TECHNIQUES)]]
-    with Display("demo", units(asked)):
-        for one in asked:
-            measure(one)
-    page = publish(QUICK / "results", QUICK / "public")
+    errand = asked[0].errand
+    with Processes(SETTINGS.jobs, errand) as crew, Display("demo", 0.0) as display:
+        rows = measure([one.study() for one in asked], errand, crew, display.follow)
+    if failed := failures(rows):
+        raise SystemExit("\n".join(failed))
+    for one in asked:
+        mirror(read_json(one.record), one.records, one.place)
+    render(KNOWN, errand.results, asked[0].site)
+    page = (asked[0].site / "index.html").resolve().as_uri()
     console.print(table(asked))
     console.print(f"Done in {time.monotonic() - started:.0f} s. The site of these results:\n  {page}", soft_wrap=True)
     console.print(
         "Next:\n"
         "  .venv/bin/python -m flows.survey --methods dpm_solver_pp_2m deepcache   compose techniques\n"
         "  .venv/bin/dvc repro digits@deepcache                                    reproduce a committed result\n"
-        "  make server                                                             run flows from the Prefect UI",
+        "  make up                                                                 run flows from the Prefect UI",
         highlight=False,
         soft_wrap=True,
     )

@@ -6,59 +6,45 @@ python -m flows.evaluate --claims                 every verdict, computed from t
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
-from prefect import flow, task
-from prefect.artifacts import create_table_artifact
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
+from prefect.states import Failed
 from rich.console import Console
 from rich.table import Table
 
 import catalog
-from flows import timing
-from flows.forms import Bed, Blocks, Budget, Given, Methods, Request, command_line, request, run_name
+from flows.artifacts import progress, show_record
+from flows.forms import KNOWN, Bed, Blocks, Budget, Given, Methods, command_line, form, request, run_name
 from flows.home import RESULTS
 from flows.ledger import FALSE_DISCOVERIES, Judged, as_json, judge, tally
-from flows.study import FULL, main, record
+from flows.pool import Here, failures, measure
+from flows.records import read_json
+from flows.study import main
 from flows.tracking import mirror
 
 
-@task(cache_policy=NO_CACHE, task_run_name="record")
-def write_record(asked: Request, run: str) -> str:
-    """Measure every cell of the request's page; returns the path of the record."""
-    this = asked.study()
-    written = record(this, asked.place, asked.records)
-    if written["status"] == "ok":
-        full = asked.effort == FULL
-        timing.write(this, written["spec_hash"], asked.place, asked.records, memory=full)
-    mirror(written, asked.records, asked.place, run)
-    create_table_artifact(rows(written), description=f"{this.id} on {asked.bed}, and what it is held against")
-    if written["status"] == "failed":
-        raise RuntimeError(written["reason"])
-    return str(asked.record)
-
-
-def rows(written: dict[str, Any]) -> list[dict[str, Any]]:
-    """The cells of a record as lines of a table."""
-    return [
-        {
-            "cell": name,
-            **{key: round(value["mean"], 4) for key, value in cell["metrics"].items()},
-            **{key: cell["cost"][key] for key in ("evaluations", "macs", "parameters", "bytes")},
-        }
-        for name, cell in written["cells"].items()
-    ]
-
-
 @flow(name="evaluate", flow_run_name=run_name("evaluate"))
+@form
 def evaluate(
-    bed: Bed = "digits", methods: Methods = [], parameters: Given = {}, budget: Budget = 1.0,
+    bed: Bed = "digits", methods: Methods = [], parameters: Given = [], budget: Budget = 1.0,
     blocks: Blocks = None,
-) -> str:  # fmt: skip
+) -> str | State:  # fmt: skip
     """Measure a technique and its controls: quality with intervals, cost, and proof that it did something."""
-    return write_record(request(bed, methods, parameters, budget, blocks), str(flow_run.id))
+    asked = request(bed, methods, parameters, budget, blocks)
+    this, errand = asked.study(), asked.errand
+    with progress(f"evaluate {this.id} on {asked.bed}", 1.0) as report:
+        rows = measure([this], errand, Here(errand), lambda done, whole, what: report(what, int(done), int(whole), 0.0))
+    failed = failures(rows)
+    if not asked.record.exists():
+        return Failed(message="; ".join(failed))
+    written = read_json(asked.record)
+    mirror(written, asked.records, asked.place, flow_run.id or "")
+    show_record(KNOWN, written, asked.records)
+    return Failed(message="; ".join(failed)) if failed else str(asked.record)
 
 
 app = command_line(evaluate, __doc__)

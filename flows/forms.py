@@ -5,64 +5,123 @@ cannot be done is answered by one sentence.
 """
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar, get_type_hints
 
 import cyclopts
 from cyclopts import Parameter
 from prefect import Flow
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from pydantic import Field
+from prefect.states import Failed
+from pydantic import BaseModel, Field
+from pydantic.fields import FieldInfo
 
 import catalog
+from flows.agenda import Errand, known
 from flows.cell import Workplace
 from flows.home import PUBLIC, QUICK, RESULTS, WORK
-from flows.progress import shown
-from flows.study import BASELINE, FULL, Effort, Study, composed, study
-from methods.core.calibration import Report
+from flows.study import BASELINE, EXPECTED, FULL, Effort, Study, composed, study
 
 NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?"
-KNOWN = catalog.load()
+KNOWN = known()
 BedName = StrEnum("BedName", {name: name for name in KNOWN.beds}, module=__name__)
 TechniqueId = StrEnum("TechniqueId", {id: id for id in KNOWN.techniques}, module=__name__)
 AreaName = StrEnum("AreaName", {area.id: area.id for area in KNOWN.taxonomy.areas}, module=__name__)
+PoolName = StrEnum("PoolName", {"cpu": "cpu", "gpu": "gpu"}, module=__name__)
 Parameters = dict[str, dict[str, float]]
+"""By technique and name: the values that differ from their defaults."""
+P = ParamSpec("P")
+R = TypeVar("R")
+TRIES = 3
+"""How often a run is tried that crashes: its machine went away, or its process was killed."""
 
 
-def asks(position: int, title: str, description: str, **bounds: Any) -> Any:
-    """A field of a form, in its place."""
-    return Field(title=title, description=description, json_schema_extra={"position": position}, **bounds)
+def asks(description: str, **bounds: Any) -> Any:
+    """A field of a form: what it is, and its bounds."""
+    return Field(description=description, **bounds)
+
+
+def label(technique: str, name: str, parameter: catalog.Parameter) -> str:
+    """A parameter as a drop-down shows it: `deepcache.period (steps, at least 1, 3 by default)`."""
+    low = None if parameter.min is None else f"at least {parameter.min:g}"
+    high = None if parameter.max is None else f"at most {parameter.max:g}"
+    unit = None if parameter.unit == "1" else parameter.unit
+    said = [each for each in (unit, low, high, f"{parameter.default} by default") if each]
+    return f"{technique}.{name} ({', '.join(said)})"
+
+
+LABELS = {
+    f"{technique.id}.{name}": label(technique.id, name, parameter)
+    for technique in KNOWN.techniques.values()
+    for name, parameter in technique.parameters.items()
+}
+ParameterName = StrEnum("ParameterName", LABELS, module=__name__)
+
+
+if TYPE_CHECKING:
+    ParameterLabel = str
+else:
+    ParameterLabel = ParameterName
+
+
+class Setting(BaseModel):
+    """A parameter of a technique, and its value."""
+
+    parameter: ParameterLabel = Field(json_schema_extra={"position": 0})
+    value: float = Field(json_schema_extra={"position": 1})
 
 
 if TYPE_CHECKING:  # a checker cannot see the members of enums that are made from data
     Bed = str
     Methods = list[str]
-    Given = Parameters
+    Given = list[Setting]
     Budget = float
     Blocks = int | None
 else:
-    Bed = Annotated[BedName, asks(0, "Test bed", "Data, network size and training budget.")]
+    Bed = Annotated[BedName, asks("Data, network size and training budget.")]
     Methods = Annotated[
         list[TechniqueId],
-        asks(1, "Techniques", "Composed with each other; none is the baseline."),
+        asks("Composed with each other, as one run; none is the baseline."),
     ]
-    Given = Annotated[
-        Parameters,
-        asks(2, "Parameters", 'What differs from its default, as {"technique": {"parameter": value}}.'),
-    ]
+    Given = Annotated[list[Setting], asks("What differs from its default, for the techniques chosen.")]
     Budget = Annotated[
         float,
-        asks(3, "Training budget", "Share of the bed's training iterations; below 1 is a quick look.", gt=0, le=1),
+        asks("Share of the bed's training iterations; below 1 is a quick look.", gt=0, le=1),
     ]
     Blocks = Annotated[
         int | None,
-        asks(4, "Sampling seeds", "How many of the bed's sampling seeds to use; empty for all.", ge=1),
+        asks("How many of the bed's sampling seeds to use; empty for all.", ge=1),
     ]
+
+
+def settings(parameters: Parameters) -> list[Setting]:
+    """Parameters as a form has them."""
+    return [
+        Setting(parameter=LABELS[f"{id}.{name}"], value=value)
+        for id, given in parameters.items()
+        for name, value in given.items()
+    ]
+
+
+def parameters_of(given: Iterable[Setting]) -> Parameters:
+    """Parameters by technique and name, from a form."""
+    found: Parameters = {}
+    for setting in given:
+        id, name = str(setting.parameter).split(" ")[0].split(".")
+        found.setdefault(id, {})[name] = setting.value
+    return found
+
+
+def errand_of(spend: Effort) -> Errand:
+    """Where files lie on this machine, for this much effort: a quick look is kept apart from the results."""
+    if spend == FULL:
+        return Errand(spend, WORK, RESULTS, KNOWN.digest)
+    return Errand(spend, QUICK, QUICK / "results", KNOWN.digest)
 
 
 @dataclass(frozen=True)
@@ -75,12 +134,16 @@ class Request:
     effort: Effort = FULL
 
     @property
+    def errand(self) -> Errand:
+        return errand_of(self.effort)
+
+    @property
     def place(self) -> Workplace:
-        return Workplace(WORK if self.effort == FULL else QUICK)
+        return self.errand.place
 
     @property
     def records(self) -> Path:
-        return RESULTS if self.effort == FULL else QUICK / "results"
+        return self.errand.results
 
     @property
     def site(self) -> Path:
@@ -89,16 +152,6 @@ class Request:
     @property
     def record(self) -> Path:
         return self.records / self.bed / f"{self.study().id}.json"
-
-    def form(self) -> dict[str, Any]:
-        """The request as the fields of a form."""
-        return {
-            "bed": self.bed,
-            "methods": list(self.methods),
-            "parameters": self.parameters,
-            "budget": self.effort.budget,
-            "blocks": self.effort.blocks,
-        }
 
     def study(self) -> Study:
         """A technique's own page, the baseline's, or several techniques at once. Raises CatalogError and Conflict."""
@@ -115,9 +168,9 @@ class Request:
         return this
 
 
-def request(bed: object, methods: list[Any], parameters: Parameters, budget: float, blocks: int | None) -> Request:
+def request(bed: object, methods: list[Any], given: list[Setting], budget: float, blocks: int | None) -> Request:
     """A request from the fields of a form."""
-    return Request(str(bed), tuple(str(id) for id in methods), parameters, Effort(budget, blocks))
+    return Request(str(bed), tuple(str(id) for id in methods), parameters_of(given), Effort(budget, blocks))
 
 
 def parse(methods: list[str]) -> tuple[list[str], Parameters]:
@@ -155,8 +208,8 @@ def command_line(flow: Flow[..., Any], text: str | None) -> cyclopts.App:
         blocks: how many of the bed's sampling seeds to use; all of them by default
         """
         chosen, parameters = parse(methods)
-        request(bed, chosen, parameters, budget, blocks).study()
-        print(flow(bed=bed, methods=chosen, parameters=parameters, budget=budget, blocks=blocks))
+        Request(bed, tuple(chosen), parameters, Effort(budget, blocks)).study()
+        print(flow(bed=bed, methods=chosen, parameters=settings(parameters), budget=budget, blocks=blocks))
 
     return app
 
@@ -172,20 +225,32 @@ def run_name(verb: str) -> Callable[[], str]:
     return name
 
 
-@contextmanager
-def progress(title: str, units: float) -> Iterator[Report]:
-    """Shows progress on the terminal and on the page of the run."""
-    artifact = create_progress_artifact(progress=0.0, description=title)
-    last = 0
-    with shown(title, units) as inner:
+def form(function: Callable[P, R]) -> Callable[P, R | State]:
+    """Of a flow: its fields are explained, and what cannot be done is one sentence in the run's state.
 
-        def report(what: str, done: int, total: int, loss: float) -> None:
-            nonlocal last
-            inner(what, done, total, loss)
-            percent = 100 * done // total
-            if percent >= last + 10 or percent < last:
-                last = percent
-                update_progress_artifact(artifact, progress=float(percent))  # pyright: ignore[reportArgumentType]
+    Prefect takes descriptions from the docstring alone, so those of the fields are written there. A run that was tried
+    again after each crash, and crashed each time, gives up.
+    """
 
-        yield report
-    update_progress_artifact(artifact, progress=100.0)  # pyright: ignore[reportArgumentType]
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R | State:
+        if (flow_run.run_count or 0) > TRIES:
+            return Failed(message=f"Given up: it crashed {TRIES} times.")
+        try:
+            return function(*args, **kwargs)
+        except EXPECTED as error:
+            return Failed(message=str(error))
+
+    run.__doc__ = f"{function.__doc__}\n\nArgs:\n" + "".join(
+        f"    {name}: {about}\n" for name, about in descriptions(function).items()
+    )
+    return run
+
+
+def descriptions(function: Callable[..., Any]) -> dict[str, str]:
+    """What is said of each of a flow's fields, by name."""
+    found = {
+        name: [held.description for held in getattr(hint, "__metadata__", ()) if isinstance(held, FieldInfo)]
+        for name, hint in get_type_hints(function, include_extras=True).items()
+    }
+    return {name: said[0] for name, said in found.items() if said and said[0]}

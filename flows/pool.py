@@ -11,11 +11,29 @@ from pathlib import Path
 from types import TracebackType
 
 import catalog
-from flows.agenda import Agenda, Crew, Errand, Item, Row, carry_out, make, page, up_to_records, up_to_scores, weight
+from flows.agenda import Crew, Errand, Item, Row, agenda_of, carry_out, make, page
 from flows.progress import Display
 from flows.records import provenance, write_json
 from flows.score import feature_net
 from flows.study import FULL, Effort, Study, study, techniques_on
+
+Follow = Callable[[float, float, str], None]
+"""Told how much is done, how much there is, and what came last."""
+
+
+class Here:
+    """This process itself, one item after another."""
+
+    def __init__(self, errand: Errand) -> None:
+        self.errand = errand
+
+    def length(self, ready: Sequence[Item]) -> float:
+        return 0.0
+
+    def submit(self, items: Sequence[Item]) -> Future[list[Row]]:
+        future: Future[list[Row]] = Future()
+        future.set_result(make_all(items, self.errand))
+        return future
 
 
 class Processes:
@@ -25,8 +43,8 @@ class Processes:
         self.errand = errand
         self.executor = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
 
-    def share(self, ready: Sequence[Item], weigh: Callable[[Item], float]) -> list[list[Item]]:
-        return [[item] for item in ready]
+    def length(self, ready: Sequence[Item]) -> float:
+        return 0.0
 
     def submit(self, items: Sequence[Item]) -> Future[list[Row]]:
         return self.executor.submit(make_all, items, self.errand)
@@ -47,36 +65,33 @@ def survey(bed: str, spend: Effort, jobs: int, work: Path, results: Path) -> lis
     """Measure every technique of a bed; returns the failures. Says where the time went in `survey.cost.json`."""
     known, started = catalog.load(), time.monotonic()
     studies = [study(known, bed, id, spend) for id in techniques_on(known, bed)]
-    errand = Errand(spend, work, results)
-    with Processes(jobs, errand) as crew:
-        rows = measure(studies, errand, crew, f"survey of {len(studies)} on {bed}")
+    errand = Errand(spend, work, results, known.digest)
+    with Processes(jobs, errand) as crew, Display(f"survey of {len(studies)} on {bed}", 0.0) as display:
+        rows = measure(studies, errand, crew, display.follow)
     if spend == FULL:
         write_table(bed, rows, jobs, time.monotonic() - started, results)
     return failures(rows)
 
 
-def measure(studies: Sequence[Study], errand: Errand, crew: Crew, title: str) -> list[Row]:
-    """Bring studies to their records; at full effort with seconds and memory, one at a time."""
-    agenda = up_to_scores(studies)
-    with Display(title, total(agenda, errand)) as display:
+def measure(studies: Sequence[Study], errand: Errand, crew: Crew, follow: Follow) -> list[Row]:
+    """Bring studies to their records; at full effort with seconds and memory, one at a time.
 
-        def note(row: Row, units: float) -> None:
-            display.advance(units, f"{row['step']} {row['id']}")
+    `follow` is told after each item how much is done and how much there is in all, and what it was.
+    """
+    agenda = agenda_of(studies)
+    done, whole = 0.0, sum(map(errand.weight, agenda))
 
-        for bed in {this.subject.bed.name: this.subject.bed for this in studies}.values():
-            if bed.features is not None:
-                feature_net(bed, errand.place)
-        rows = carry_out(agenda, errand, crew, note)
-        rows += carry_out(up_to_records(studies, errand.place), errand, crew, note)
-        if errand.spend == FULL:
-            for this in studies:
-                rows += crew.submit([page(this, "timing")]).result()
-    return rows
+    def note(row: Row, units: float) -> None:
+        nonlocal done
+        done += units
+        follow(done, whole, f"{row['step']} {row['id']}")
 
-
-def total(agenda: Agenda, errand: Errand) -> float:
-    """About how many network evaluations an agenda is."""
-    return sum(weight(item, errand.spend) for item in agenda)
+    for bed in {this.subject.bed.name: this.subject.bed for this in studies}.values():
+        if bed.features is not None:
+            feature_net(bed, errand.place)
+    rows = carry_out(agenda, errand, crew, note)
+    timed = [page(this, "timing") for this in studies] if errand.spend == FULL else []
+    return rows + (crew.submit(timed).result() if timed else [])
 
 
 def failures(rows: Iterable[Row]) -> list[str]:

@@ -122,10 +122,10 @@ class Display:
         self.bars.update(self.whole, completed=self.done)
         self.bars.remove_task(bar)
 
-    def advance(self, units: float, text: str) -> None:
-        """Note that `units` of work were done elsewhere."""
-        self.done += units
-        self.bars.update(self.whole, completed=self.done)
+    def follow(self, done: float, total: float, text: str) -> None:
+        """Note how much is done by now, here or elsewhere, of how much."""
+        self.done, self.total = done, total
+        self.bars.update(self.whole, completed=self.done, total=self.total)
         if time.monotonic() - self.spoken > EVERY:
             self._line(text)
 

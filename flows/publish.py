@@ -1,17 +1,28 @@
 """Render the site from the catalog and the results.
 
 python -m flows.publish
+python -m flows.publish --serve     serve it locally, rendered again whenever results, catalog or templates change
 """
 
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import cyclopts
 from prefect import flow
+from watchfiles import Change, watch
 
 import catalog
-from flows.home import PUBLIC, RESULTS
-from flows.rendering import render
-from flows.study import main
+import catalog.loading
+from flows.home import PUBLIC, RESULTS, SETTINGS
+from flows.rendering import SITE, render
+from flows.study import EXPECTED, main
+
+CATALOG = Path(catalog.__file__).parent
+QUIET_MS, LONGEST_MS = 2_000, 20_000
+"""A rendering waits until nothing has changed for the first time, but not longer than the second."""
 
 
 @flow(name="publish", flow_run_name="publish the site")
@@ -21,12 +32,61 @@ def publish(results: Path = RESULTS, out: Path = PUBLIC) -> str:
     return (out / "index.html").resolve().as_uri()
 
 
+class Pages(SimpleHTTPRequestHandler):
+    """Serves files, and has a browser ask each time whether they changed."""
+
+    def end_headers(self) -> None:
+        self.send_header("Cache-Control", "no-cache")
+        super().end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Requests are not worth a line."""
+
+
+def render_again(results: Path, out: Path) -> str:
+    """Render from the files as they are now, and say how it went in a line; what fails leaves the old site."""
+    catalog.loading._load.cache_clear()
+    began = time.perf_counter()
+    try:
+        render(catalog.load(), results, out)
+    except Exception as error:
+        reason = str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
+        return f"The site stays as it was: {reason}"
+    return f"Rendered in {time.perf_counter() - began:.1f} seconds."
+
+
+def visible(_: Change, path: str) -> bool:
+    """Whether a change counts: files are written beside their place, under a name with a dot, and then renamed."""
+    return not Path(path).name.startswith(".") and "__pycache__" not in path
+
+
+def keep(results: Path, out: Path) -> None:
+    """Serve the site and keep it as new as what it is made from, until interrupted."""
+    server = ThreadingHTTPServer((SETTINGS.host, SETTINGS.site_port), partial(Pages, directory=str(out)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    print(f"Serving {out} at {SETTINGS.site_url}.")
+    print(render_again(results, out))
+    results.mkdir(parents=True, exist_ok=True)
+    for _ in watch(results, CATALOG, SITE, watch_filter=visible, debounce=LONGEST_MS, step=QUIET_MS):
+        print(render_again(results, out))
+
+
 app = cyclopts.App(name="python -m flows.publish", help=__doc__, help_format="plaintext")
 
 
 @app.default
-def command(*, results: Path = RESULTS, out: Path = PUBLIC) -> None:
-    """Render the site into a folder; it needs no server, neither to build nor to read."""
+def command(*, results: Path = RESULTS, out: Path = PUBLIC, serve: bool = False) -> None:
+    """Render the site into a folder; it needs no server, neither to build nor to read.
+
+    Parameters
+    ----------
+    results: where the records lie
+    out: where the site goes
+    serve: keep running: serve the site at ATLAS_HOST and ATLAS_SITE_PORT, and render it again when results, catalog or
+        templates change; a change of Python code needs a restart
+    """
+    if serve:
+        return keep(results, out)
     render(catalog.load(), results, out)
     print((out / "index.html").resolve().as_uri())
 

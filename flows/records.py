@@ -13,22 +13,46 @@ from typing import Any
 SCHEMA = 2
 
 
-class Damaged(RuntimeError):
+class FileProblem(RuntimeError):
+    """Something is wrong with a file, not with what was measured."""
+
+
+class Damaged(FileProblem):
     """A file of weights, samples or results cannot be read; it is never overwritten silently."""
 
     def __init__(self, path: Path, remedy: str) -> None:
         super().__init__(f"{path} is damaged and was left as it is; delete it to {remedy}.")
 
 
+class Unwritten(FileProblem):
+    """A file could not be written: the disk is full, or not ours. What was there before is as it was."""
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        partial(path).unlink(missing_ok=True)
+        why = error.strerror if isinstance(error, OSError) else error
+        super().__init__(f"{path} could not be written ({why}); what was there before is as it was.")
+
+
+def partial(path: Path) -> Path:
+    """Where this process writes a file until it is whole."""
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: a reader, or a crash, sees the old content or the new, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write a file atomically: a reader, or a crash, sees the old content or the new, never half of it.
+
+    Raises Unwritten.
+    """
+    temporary = partial(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise Unwritten(path, error) from error
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -5,9 +5,11 @@ python -m flows.sample --bed digits --methods dpm_solver_pp_2m deepcache
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 
 from flows import cell
-from flows.forms import Bed, Blocks, Budget, Given, Methods, Request, command_line, progress, request, run_name
+from flows.artifacts import progress
+from flows.forms import Bed, Blocks, Budget, Given, Methods, Request, command_line, form, request, run_name
 from flows.progress import share
 from flows.study import main
 
@@ -21,10 +23,11 @@ def sample_block(asked: Request, seed: int, block: int) -> str:
 
 
 @flow(name="sample", flow_run_name=run_name("sample"))
+@form
 def sample(
-    bed: Bed = "digits", methods: Methods = [], parameters: Given = {}, budget: Budget = 1.0,
+    bed: Bed = "digits", methods: Methods = [], parameters: Given = [], budget: Budget = 1.0,
     blocks: Blocks = None,
-) -> list[str]:  # fmt: skip
+) -> list[str] | State:  # fmt: skip
     """Draw every block of samples: one per sampling seed."""
     asked = request(bed, methods, parameters, budget, blocks)
     spec = asked.study().subject

@@ -14,12 +14,12 @@ import fsspec
 
 @dataclass(frozen=True)
 class Store:
-    """Files under a URL. They appear whole or not at all, and a file that is there is never changed."""
+    """Files under a URL. They appear whole or not at all."""
 
     url: str
 
     def push(self, path: Path, key: str) -> None:
-        """Copy a local file to `key`. Whoever comes second writes the same bytes."""
+        """Copy a local file to `key`, in place of what is there."""
         system, root = fsspec.url_to_fs(self.url)
         target = PurePosixPath(root) / key
         partial = target.with_name(f".{target.name}.{socket.gethostname()}-{os.getpid()}")

@@ -27,7 +27,7 @@ from flows.cell import Spec, Workplace, images, source, train
 from flows.home import QUICK, RESULTS, WORK
 from flows.picture import picture
 from flows.progress import Display, effort, share, shown
-from flows.records import SCHEMA, Damaged, read_json, write_bytes, write_json
+from flows.records import SCHEMA, FileProblem, read_json, write_bytes, write_json
 from flows.score import evaluate, feature_net
 from methods.core.errors import Conflict, NothingMatched, Unavailable
 from methods.core.identity import training_fingerprint
@@ -44,7 +44,7 @@ MOST_STEPS = 1000
 
 CANNOT = (Conflict, NothingMatched, Unavailable, RuntimeError)
 """Why a cell has no numbers: the reason becomes part of the record."""
-EXPECTED = (CatalogError, Conflict, NothingMatched, Unavailable, MissingData, Damaged)
+EXPECTED = (CatalogError, Conflict, NothingMatched, Unavailable, MissingData, FileProblem)
 """What a user can run into and read in one sentence."""
 
 
@@ -156,7 +156,7 @@ def measure(specs: Iterable[Spec], place: Workplace, known: dict[str, Any]) -> s
             with shown(spec.name, effort([spec], place)) as report:
                 known[spec.name] = evaluate(spec, place, report)
         except CANNOT as error:
-            if isinstance(error, Damaged):
+            if isinstance(error, FileProblem):
                 raise
             reason = f"{spec.name}: {error}"
     return reason

@@ -6,60 +6,97 @@ python -m flows.survey
 """
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import cyclopts
 from cyclopts import Parameter
 from prefect import flow
+from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
 
 from catalog import CatalogError
 from catalog.reading import absent
 from flows import forms
-from flows.compress import compress
-from flows.evaluate import evaluate
-from flows.forms import KNOWN, Bed, Blocks, Budget, Given, Methods, Request, parse, request, run_name
-from flows.progress import Display, effort
+from flows.agenda import Row, fetch_record
+from flows.artifacts import Progress, table_of_verdicts
+from flows.fan_out import Workers, rate, workers
+from flows.forms import KNOWN, Bed, Blocks, Budget, Given, Request, form, parse, request, run_name, settings
+from flows.home import SETTINGS
+from flows.pool import Here, Processes, failures, measure
+from flows.progress import Display
 from flows.publish import publish
-from flows.sample import sample
-from flows.study import BASELINE, main, techniques_on
-from flows.train import train
+from flows.records import read_json
+from flows.stages import settle
+from flows.study import BASELINE, FULL, Effort, main, techniques_on
+from flows.tracking import mirror
 
 if TYPE_CHECKING:
+    Techniques = list[str]
     Areas = list[str]
+    Pool = str
 else:
-    Areas = Annotated[list[forms.AreaName], forms.asks(5, "Areas", "Every technique of these areas, one by one.")]
+    Techniques = Annotated[
+        list[forms.TechniqueId],
+        forms.asks("Composed with each other, as one run; with none, every technique by itself."),
+    ]
+    Areas = Annotated[list[forms.AreaName], forms.asks("Only the techniques of these areas, each by itself.")]
+    Pool = Annotated[
+        forms.PoolName,
+        forms.asks("The pool whose workers share the survey; without any it runs where it was started."),
+    ]
 
 
 @flow(name="survey", flow_run_name=run_name("survey"))
+@form
 def survey(
-    bed: Bed = "digits", methods: Methods = [], parameters: Given = {}, budget: Budget = 1.0, blocks: Blocks = None,
-    areas: Areas = [],
-) -> list[str]:  # fmt: skip
-    """Train, compress, sample and evaluate; then publish. A technique that fails does not stop the others."""
+    bed: Bed = "digits", methods: Techniques = [], parameters: Given = [], budget: Budget = 1.0, blocks: Blocks = None,
+    areas: Areas = [], pool: Pool = "cpu",
+) -> list[str] | State:  # fmt: skip
+    """Measure techniques, together or one by one, on all workers of a pool; then publish."""
     asked = requests(request(bed, methods, parameters, budget, blocks), [str(area) for area in areas])
-    failed: list[str] = []
-    with Display(f"survey of {len(asked)} on {bed}", units(asked)):
-        for one in asked:
-            try:
-                measure(one)
-            except Exception as error:
-                failed.append(f"{one.study().id}: {error}")
+    studies = [one.study() for one in asked]
+    errand, title = asked[0].errand, f"survey of {len(asked)} on {bed}"
+    artifact = Progress(title)
+    with crew_of(asked, str(pool)) as crew, Display(title, 0.0) as display:
+
+        def follow(done: float, whole: float, text: str) -> None:
+            display.follow(done, whole, text)
+            artifact(min(done / whole, 0.99), text)
+
+        rows = measure(studies, errand, crew, follow)
+    artifact(1.0)
+    return close(asked, rows, mirrored=isinstance(crew, Workers))
+
+
+def crew_of(asked: list[Request], pool: str) -> AbstractContextManager[Workers | Processes | Here]:
+    """The workers of the pool where there are any, else processes of this machine."""
+    errand = asked[0].errand
+    if workers(pool):
+        return Workers(pool, errand, rate(asked[0].study().subject))
+    return Processes(SETTINGS.jobs, errand) if SETTINGS.jobs > 1 else nullcontext(Here(errand))
+
+
+def close(asked: list[Request], rows: list[Row], *, mirrored: bool) -> list[str] | State:
+    """What follows when the records are there: mirror, settle, publish, and say what was found."""
+    for one in asked:
+        fetch_record(one.errand, one.bed, one.study().id)
+    written = [read_json(one.record) for one in asked if one.record.exists()]
+    if not mirrored:
+        for each in written:
+            mirror(each, asked[0].records, asked[0].place)
+    if asked[0].effort == FULL:
+        settle([each["id"] for each in written], asked[0].bed)
     publish(asked[0].records, asked[0].site)
+    verdicts = [{"technique": each["id"], **row} for each in written for row in table_of_verdicts(KNOWN, each)]
+    if verdicts:
+        create_table_artifact(table=verdicts, description="What may be said of each claim")
+    failed = failures(rows)
     if failed:
-        raise RuntimeError("; ".join(failed))
+        return Failed(message=f"{len(failed)} of {len(asked)} failed: {'; '.join(failed)}")
     return [str(one.record) for one in asked]
-
-
-def measure(asked: Request) -> None:
-    """The four steps for one request, each a flow run of its own."""
-    for step in (train, compress, sample, evaluate):
-        step(**asked.form())
-
-
-def units(asked: list[Request]) -> float:
-    """About how much work requests are together."""
-    return effort([spec for one in asked for spec in one.study().specs.values()], asked[0].place)
 
 
 def requests(asked: Request, areas: list[str]) -> list[Request]:
@@ -99,10 +136,11 @@ def run(
     blocks: how many of the bed's sampling seeds to use; all of them by default
     """
     chosen, parameters = parse(methods)
-    for one in requests(request(bed, chosen, parameters, budget, blocks), areas):
+    for one in requests(Request(bed, tuple(chosen), parameters, Effort(budget, blocks)), areas):
         one.study()
+    given = settings(parameters)
     try:
-        for path in survey(bed=bed, methods=chosen, parameters=parameters, areas=areas, budget=budget, blocks=blocks):
+        for path in survey(bed=bed, methods=chosen, parameters=given, areas=areas, budget=budget, blocks=blocks):
             print(path)
     except RuntimeError as error:
         sys.exit(str(error))

@@ -3,31 +3,41 @@
 python -m flows.train --bed digits --methods v_prediction
 """
 
+from typing import TYPE_CHECKING, Annotated
+
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 
-from flows import cell
-from flows.forms import Bed, Blocks, Budget, Given, Methods, Request, command_line, progress, request, run_name
+from flows import forms, parallel
+from flows.artifacts import progress
+from flows.forms import Bed, Blocks, Budget, Given, Methods, Request, command_line, form, request, run_name
 from flows.progress import share
 from flows.study import main
 
+if TYPE_CHECKING:
+    Together = int
+else:
+    Together = Annotated[int, forms.asks("Share each batch out over so many processes, one per device.", ge=1)]
+
 
 @task(cache_policy=NO_CACHE, task_run_name="weights, seed {seed}")
-def train_weights(asked: Request, seed: int) -> str:
+def train_weights(asked: Request, seed: int, processes: int) -> str:
     """Train one seed, or find its file; returns the path."""
     spec = asked.study().subject
     with progress(f"train {spec.training.name}, seed {seed}", share(spec, asked.place, "train", seed)) as report:
-        return str(cell.train(spec, seed, asked.place, report))
+        return str(parallel.train(spec, seed, asked.place, report, processes))
 
 
 @flow(name="train", flow_run_name=run_name("train"))
+@form
 def train(
-    bed: Bed = "digits", methods: Methods = [], parameters: Given = {}, budget: Budget = 1.0,
-    blocks: Blocks = None,
-) -> list[str]:  # fmt: skip
+    bed: Bed = "digits", methods: Methods = [], parameters: Given = [], budget: Budget = 1.0,
+    blocks: Blocks = None, processes: Together = 1,
+) -> list[str] | State:  # fmt: skip
     """Train a network (with its autoencoder, if it has one) for every training seed of the bed."""
     asked = request(bed, methods, parameters, budget, blocks)
-    return [train_weights(asked, seed) for seed in asked.study().subject.train_seeds]
+    return [train_weights(asked, seed, processes) for seed in asked.study().subject.train_seeds]
 
 
 if __name__ == "__main__":

@@ -12,17 +12,33 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from prefect import Flow
+from prefect.utilities.callables import parameter_schema
 
-import catalog
 from catalog import Cell
-from flows import agenda, cell, forms, plan, pool, score, study, survey, tracking
+from flows import (
+    agenda,
+    cell,
+    compress,
+    evaluate,
+    forms,
+    home,
+    plan,
+    pool,
+    reproduce,
+    sample,
+    score,
+    study,
+    survey,
+    train,
+)
 from flows.cell import Spec, Workplace
 from flows.records import Damaged, read_json
 from flows.study import Effort
 from methods.core.identity import training_fingerprint
 
 pytestmark = pytest.mark.filterwarnings("default")
-KNOWN = catalog.load()
+KNOWN = forms.KNOWN
 TINY = Effort(budget=0.005, blocks=2)
 
 
@@ -219,7 +235,7 @@ def test_missing_data_says_where_to_put_which_file(tmp_path: Path, monkeypatch: 
 
 def test_a_survey_makes_every_file_once_and_shares_trainings() -> None:
     studies = [study.study(KNOWN, "digits", id) for id in study.techniques_on(KNOWN, "digits")]
-    whole = agenda.up_to_scores(studies)
+    whole = agenda.agenda_of(studies)
     steps = {name: [item for item in whole if item.step == name] for name in ("train", "compress", "sample", "score")}
     distinct = {training_fingerprint(spec.recipe) for this in studies for spec in this.specs.values()}
     assert len(steps["train"]) == len(distinct) * len(KNOWN.beds["digits"].seeds.train)
@@ -236,30 +252,39 @@ def test_an_item_that_cannot_be_made_is_a_reason_and_does_not_stop_the_others(tm
     assert "needs a UNetConfig" in row["reason"] and row["step"] == "sample"
 
 
-class OneByOne:
-    """Notes what it is asked to make, makes nothing, and fails at some."""
+class Notes:
+    """Notes the batches it is asked to make, makes nothing, and fails at some."""
 
-    def __init__(self, fails: str) -> None:
-        self.fails, self.made = fails, list[agenda.Item]()
+    def __init__(self, fails: str = "", length: float = 0.0) -> None:
+        self.fails, self.batch, self.made = fails, length, list[list[agenda.Item]]()
 
-    def share(self, ready: Sequence[agenda.Item], weigh: object) -> list[list[agenda.Item]]:
-        return [list(ready)]
+    def length(self, ready: Sequence[agenda.Item]) -> float:
+        return self.batch
 
     def submit(self, items: Sequence[agenda.Item]) -> Future[list[agenda.Row]]:
-        self.made += items
+        self.made.append(list(items))
         future: Future[list[agenda.Row]] = Future()
         future.set_result([{"step": item.step, "id": item.what, "seconds": 1.0,
                             "reason": "no" if item.step == self.fails else None} for item in items])  # fmt: skip
         return future
 
 
-def test_an_agenda_is_carried_out_in_order_and_past_what_fails(tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [0.0, 2e6, 1e12])
+def test_an_agenda_is_carried_out_in_order_and_past_what_fails(tmp_path: Path, length: float) -> None:
+    """Whatever the length of a batch: every item once, after what it needs; a long batch holds whole chains."""
     studies = [study.study(KNOWN, "digits", id) for id in ("baseline", "diff_pruning", "deepcache")]
-    whole, crew = agenda.up_to_scores(studies), OneByOne("compress")
-    rows = agenda.carry_out(whole, agenda.Errand(TINY, tmp_path, tmp_path), crew, lambda row, units: None)
-    assert sorted(map(str, crew.made)) == sorted(map(str, whole)) and len(rows) == len(whole)
-    place = {item: index for index, item in enumerate(crew.made)}
+    whole, crew = agenda.agenda_of(studies), Notes("compress", length)
+    errand = agenda.Errand(Effort(), tmp_path, tmp_path)
+    rows = agenda.carry_out(whole, errand, crew, lambda row, units: None)
+    flat = [item for batch in crew.made for item in batch]
+    assert sorted(map(str, flat)) == sorted(map(str, whole)) and len(rows) == len(whole)
+    place = {item: index for index, item in enumerate(flat)}
     assert all(place[need] < place[item] for item, needs in whole.items() for need in needs)
+    assert all(len(batch) == 1 or sum(map(errand.weight, batch)) <= length for batch in crew.made)
+    if length == 0:
+        assert all(len(batch) == 1 for batch in crew.made)
+    if length == 1e12:
+        assert len(crew.made) == 1
 
 
 def test_where_the_time_went_adds_up(tmp_path: Path) -> None:
@@ -297,12 +322,28 @@ def test_the_plan_matches_the_catalog() -> None:
             assert Path(item["module"]).exists() and Path(item["entry"]).exists()
 
 
-def test_forms_offer_what_the_catalog_has() -> None:
-    from prefect.utilities.callables import parameter_schema
+FLOWS = [survey.survey, train.train, compress.compress, sample.sample, evaluate.evaluate, reproduce.reproduce]
 
-    schema = parameter_schema(survey.survey.fn).model_dump()
-    assert schema["definitions"]["TechniqueId"]["enum"] == list(KNOWN.techniques)
-    assert schema["definitions"]["BedName"]["enum"] == list(KNOWN.beds)
+
+def test_forms_offer_what_the_catalog_has() -> None:
+    offered = parameter_schema(survey.survey.fn).model_dump()["definitions"]
+    assert offered["TechniqueId"]["enum"] == list(KNOWN.techniques)
+    assert offered["BedName"]["enum"] == list(KNOWN.beds)
+    assert offered["AreaName"]["enum"] == [area.id for area in KNOWN.taxonomy.areas]
+    names = [label.split(" (")[0] for label in offered["ParameterName"]["enum"]]
+    assert names == [f"{each.id}.{name}" for each in KNOWN.techniques.values() for name in each.parameters]
+    assert "deepcache.period (steps, at least 1, 3 by default)" in offered["ParameterName"]["enum"]
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
+def test_every_field_of_a_form_is_explained(flow: Flow[..., object]) -> None:
+    fields = parameter_schema(flow.fn).model_dump()["properties"]
+    assert fields and all(field.get("description") for field in fields.values())
+
+
+def test_parameters_survive_a_form() -> None:
+    given = {"deepcache": {"period": 5.0}, "paradigms": {"window": 4.0, "tolerance": 0.3}}
+    assert forms.parameters_of(forms.settings(given)) == given
 
 
 @pytest.fixture(scope="session")
@@ -315,24 +356,17 @@ def prefect_server() -> Iterator[None]:
 
 def test_every_flow_end_to_end(prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forms, "QUICK", tmp_path)
+    monkeypatch.setattr(home.SETTINGS, "jobs", 1)
     asked = {"bed": "digits", "methods": ["diff_pruning"], "budget": TINY.budget, "blocks": TINY.blocks}
-    (trained,), (shipped,) = survey.train(**asked), survey.compress(**asked)
+    (trained,), (shipped,) = train.train(**asked), compress.compress(**asked)
     assert Path(trained).parents[1].name == "train" and Path(shipped).parents[1].name == "ship"
-    assert len(survey.sample(**asked)) == TINY.blocks
-    survey.evaluate(**asked)
+    assert len(sample.sample(**asked)) == TINY.blocks
+    assert evaluate.evaluate(**asked) == str(tmp_path / "results/digits/diff_pruning.json")
     (record,) = survey.survey(**asked)
     written = read_json(Path(record))
     assert written["status"] == "ok" and written["default"] == "diff_pruning" and "baseline" in written["cells"]
     assert (tmp_path / "results/digits/diff_pruning.png").exists()
     assert (tmp_path / "public/index.html").exists()
-    to = tracking.client(tmp_path)
-    experiment = to.get_experiment_by_name("atlas/digits")
-    assert experiment is not None
-    runs = to.search_runs([experiment.experiment_id])
-    assert {run.info.run_name for run in runs} == {"diff_pruning", "baseline"}
-    pruned = next(run for run in runs if run.info.run_name == "diff_pruning")
-    assert pruned.data.metrics["fd"] == pytest.approx(written["cells"]["diff_pruning"]["metrics"]["fd"]["mean"])
-    assert pruned.data.tags["technique"] == "diff_pruning" and "loss.pruned_network" in pruned.data.metrics
 
 
 def test_a_request_that_cannot_be_done_fails_with_its_sentence(prefect_server: None) -> None:
@@ -340,9 +374,3 @@ def test_a_request_that_cannot_be_done_fails_with_its_sentence(prefect_server: N
     with pytest.raises(Exception, match=r"needs a UNetConfig in `net`"):
         survey.survey(bed="digits", methods=["dit", "deepcache"])
     assert time.monotonic() - started < 60
-
-
-def test_mlflow_down_does_not_stop_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    assert tracking.mirror({"bed": "digits", "id": "x", "cells": {}}, tmp_path, Workplace(tmp_path)) == 0

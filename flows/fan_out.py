@@ -1,0 +1,221 @@
+"""A survey's items on the workers of a pool: one machine or many, wherever workers listen.
+
+What can be done now is cut into batches that are long beside the start of a process, and each batch is a flow run. More
+machines are more workers and nothing else.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field, replace
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any
+from uuid import UUID
+
+import torch
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterType,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
+from prefect.client.schemas.objects import FlowRun, State, WorkerStatus
+from prefect.deployments import run_deployment
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Cancelling, Failed
+
+from flows.agenda import Errand, Item, Row, make
+from flows.artifacts import Progress, show_record
+from flows.cell import Spec
+from flows.forms import KNOWN, TRIES, errand_of, form
+from flows.records import read_json
+from flows.study import Effort
+from flows.tracking import mirror
+from methods.core import run
+
+SHORTEST, LONGEST = 60.0, 900.0
+"""Seconds that a batch takes at least, where there is enough to do, and at most, so that little is lost with it."""
+ROUNDS = 4
+"""Batches per worker that what can be done now is cut into, so that the others need not wait for a slow one."""
+EVERY = 2.0
+"""Seconds between two looks at the runs that are under way."""
+PATIENCE = 300.0
+"""Seconds that a crashed run may take to be tried again."""
+EXACT_RATE, TIMED = 1e6, 5
+"""Evaluations per second of an exact denoiser, about; and of a network, how many batches are timed to know it."""
+MADE = "What this run made"
+
+
+@flow(name="batch", log_prints=True)
+@form
+def batch(
+    items: list[dict[str, Any]], budget: float = 1.0, blocks: int | None = None, catalog: str = ""
+) -> list[str] | State:
+    """A part of a survey, started by the survey: trainings, samples, scores or records, one after another."""
+    errand, rows = replace(errand_of(Effort(budget, blocks)), catalog=catalog), list[Row]()
+    progress = Progress(f"{len(items)} steps")
+    for index, asked in enumerate(items):
+        item = Item(**asked)
+        rows.append(make(item, errand))
+        if item.step == "record" and rows[-1]["reason"] is None:
+            publish_record(item, errand)
+        progress((index + 1) / len(items), str(item))
+        took = f"{rows[-1]['seconds']:.1f} s"
+        print(f"{item}: {rows[-1]['reason'] or took}")
+    create_table_artifact(table=rows, description=MADE)
+    failed = [row["reason"] for row in rows if row["reason"]]
+    if failed:
+        return Failed(message=f"{len(failed)} of {len(rows)} could not be made: {'; '.join(failed)}")
+    return [str(Item(**asked)) for asked in items]
+
+
+def publish_record(item: Item, errand: Errand) -> None:
+    """Show a record on the page of the run, and mirror it into MLflow."""
+    written = read_json(errand.results / item.bed / f"{item.what}.json")
+    mirror(written, errand.results, errand.place, flow_run.id or "")
+    show_record(KNOWN, written, errand.results)
+
+
+def workers(pool: str) -> int:
+    """How many workers of a pool are online; 0 where there is no server or no such pool."""
+    if not PREFECT_API_URL.value():
+        return 0
+    try:
+        with get_client(sync_client=True) as client:
+            known = client.read_workers_for_work_pool(pool)
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code == HTTPStatus.NOT_FOUND:
+            return 0
+        raise
+    return sum(worker.status == WorkerStatus.ONLINE for worker in known)
+
+
+def rate(spec: Spec) -> float:
+    """Network evaluations that one process of this machine does in a second, measured in less than one."""
+    if spec.bed.network is None:
+        return EXACT_RATE
+    net = run.network(spec.recipe, run.build(spec.recipe, spec.bed.shape, spec.bed.classes))
+    x = torch.zeros(spec.bed.batch, *spec.bed.shape, device=run.device())
+    with torch.inference_mode():
+        net(x, torch.tensor(0.5, dtype=torch.float64))
+        started = time.perf_counter()
+        for _ in range(TIMED):
+            net(x, torch.tensor(0.5, dtype=torch.float64))
+    return TIMED * len(x) / (time.perf_counter() - started)
+
+
+@dataclass
+class Underway:
+    """A batch that was handed over, and when its run was first seen crashed."""
+
+    items: list[Item]
+    future: "Future[list[Row]]"
+    crashed: float | None = None
+
+
+@dataclass
+class Workers:
+    """The workers of a pool. `rate` is how many network evaluations one of them does in a second."""
+
+    pool: str
+    errand: Errand
+    rate: float
+    flow: str = "batch"
+    """The flow whose deployment on the pool carries out a batch."""
+    underway: dict[UUID, Underway] = field(default_factory=dict)
+    closed: threading.Event = field(default_factory=threading.Event)
+
+    def length(self, ready: Sequence[Item]) -> float:
+        """Batches of about equal length: a few for every worker, none shorter or longer than it should be."""
+        fair = sum(map(self.errand.weight, ready)) / (ROUNDS * max(workers(self.pool), 1))
+        return min(max(fair, SHORTEST * self.rate), LONGEST * self.rate)
+
+    def submit(self, items: Sequence[Item]) -> "Future[list[Row]]":
+        future: Future[list[Row]] = Future()
+        spend = self.errand.spend
+        created = run_deployment(
+            f"{self.flow}/{self.pool}",
+            parameters={
+                "items": [asdict(item) for item in items],
+                "budget": spend.budget,
+                "blocks": spend.blocks,
+                "catalog": self.errand.catalog,
+            },
+            flow_run_name=name_of(items),
+            timeout=0,
+        )
+        assert isinstance(created, FlowRun)
+        self.underway[created.id] = Underway(list(items), future)
+        return future
+
+    def __enter__(self) -> "Workers":
+        threading.Thread(target=self.watch, name="batches", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Stop watching; what is still under way because something went wrong here is cancelled."""
+        self.closed.set()
+        with get_client(sync_client=True) as client:
+            for id in self.underway:
+                client.set_flow_run_state(id, Cancelling())
+
+    def watch(self) -> None:
+        """Look at the runs that are under way until the survey is over; a server that restarts is waited for."""
+        while not self.closed.wait(EVERY):
+            try:
+                self.look()
+            except (OSError, RuntimeError) as error:
+                print(f"The server did not answer, and is asked again: {error}")
+
+    def look(self) -> None:
+        """Settle the batches whose runs have come to an end."""
+        with get_client(sync_client=True) as client:
+            ids = list(self.underway)
+            for first in range(0, len(ids), 200):
+                asked = FlowRunFilter(id=FlowRunFilterId(any_=ids[first : first + 200]))
+                for found in client.read_flow_runs(flow_run_filter=asked):
+                    if self.is_over(found):
+                        done = self.underway.pop(found.id)
+                        done.future.set_result(rows_of(found, done.items))
+
+    def is_over(self, found: FlowRun) -> bool:
+        """Whether a run has come to its end. One that crashed is tried again, so it is given time."""
+        state, batch = found.state, self.underway[found.id]
+        if state is None or not state.is_final():
+            batch.crashed = None
+            return False
+        if not state.is_crashed() or found.run_count > TRIES:
+            return True
+        batch.crashed = batch.crashed or time.monotonic()
+        return time.monotonic() - batch.crashed > PATIENCE
+
+
+def name_of(items: Sequence[Item]) -> str:
+    """What a batch does: its only item, or how many of which step."""
+    if len(items) == 1:
+        return f"{items[0]} on {items[0].bed}"
+    steps = [item.step for item in items]
+    counts = ", ".join(f"{name} {steps.count(name)}" for name in dict.fromkeys(steps))
+    return f"{counts} on {items[0].bed}"
+
+
+def rows_of(found: FlowRun, items: Sequence[Item]) -> list[Row]:
+    """What a run noted of its items; if it noted nothing, why."""
+    asked = ArtifactFilter(
+        flow_run_id=ArtifactFilterFlowRunId(any_=[found.id]), type=ArtifactFilterType(any_=["table"])
+    )
+    with get_client(sync_client=True) as client:
+        tables = [each for each in client.read_artifacts(artifact_filter=asked) if each.description == MADE]
+    if tables:
+        return json.loads(str(tables[-1].data))
+    why = found.state.message if found.state else None
+    return [{"step": item.step, "id": item.what, "seconds": 0.0, "reason": f"{item}: {why}"} for item in items]

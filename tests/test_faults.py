@@ -1,0 +1,58 @@
+"""What goes wrong while something runs: nothing is lost, nothing is half written, and the answer is one sentence."""
+
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows import agenda, cell
+from flows.agenda import Errand, Item
+from flows.cell import Workplace
+from flows.records import Unwritten, partial, read_json, write_json
+from flows.study import Effort
+from methods.core import run
+
+
+def no_room() -> None:
+    """As a full disk does: no file of this process grows beyond a hundred bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+
+def test_a_full_disk_is_one_sentence_and_earlier_records_stand(tmp_path: Path) -> None:
+    earlier = tmp_path / "mixture" / "floor.json"
+    write_json(earlier, {"earlier": True})
+    asked = [sys.executable, "-B", "-m", "flows.study", "floor", "--bed", "mixture", "--results", str(tmp_path)]
+    done = subprocess.run(asked, capture_output=True, text=True, preexec_fn=no_room, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "floor.json could not be written (File too large)" in done.stderr
+    assert [path.name for path in earlier.parent.iterdir()] == ["floor.json"] and read_json(earlier) == {
+        "earlier": True
+    }
+
+
+def test_weights_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None:
+    def fail() -> None:
+        partial(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    place, path = Workplace(tmp_path), tmp_path / "digits" / "train" / "baseline" / "0.safetensors"
+    path.parent.mkdir(parents=True)
+    with pytest.raises(Unwritten, match="No space left on device"):
+        place.made(path, "ff", fail, cell.find)
+    assert not list(path.parent.iterdir())
+
+
+def test_a_catalog_that_was_edited_meanwhile_stops_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a record under one catalog and half under another would be counted as one."""
+    item = Item("train", "digits", "baseline", '{"methods": {}}')
+    errand = Errand(Effort(0.005, 1), tmp_path, tmp_path, agenda.known().digest)
+    baseline = agenda.known().baseline
+    monkeypatch.setattr(run, "train", lambda *given: pytest.fail("it was to stop"))
+    monkeypatch.setitem(vars(agenda.known()), "baseline", baseline.model_copy(update={"steps": baseline.steps + 1}))
+    assert "edited while the survey ran" in agenda.make(item, errand)["reason"]

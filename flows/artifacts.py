@@ -21,7 +21,6 @@ from catalog import Catalog
 from flows.home import RESULTS, SETTINGS
 from flows.ledger import Record, judge_records
 from flows.progress import shown
-from flows.tracking import run_url
 from methods.core.calibration import Report
 
 EVERY = 5.0
@@ -127,6 +126,8 @@ def inline(picture: Path) -> str:
 
 def links(written: Record, results: Path) -> str:
     """Where the record, its page and its run in MLflow are."""
+    from flows.tracking import run_url  # MLflow takes seconds to import, and only records need it
+
     id, bed = written["id"], written["bed"]
     found = [f"- record: `{results / bed / id}.json`"]
     if results == RESULTS:

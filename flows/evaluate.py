@@ -24,7 +24,6 @@ from flows.ledger import FALSE_DISCOVERIES, Judged, as_json, judge, tally
 from flows.pool import Here, failures, measure
 from flows.records import read_json
 from flows.study import main
-from flows.tracking import mirror
 
 
 @flow(name="evaluate", flow_run_name=run_name("evaluate"))
@@ -34,6 +33,8 @@ def evaluate(
     blocks: Blocks = None,
 ) -> str | State:  # fmt: skip
     """Measure a technique and its controls: quality with intervals, cost, and proof that it did something."""
+    from flows.tracking import mirror  # MLflow takes seconds to import, and only records need it
+
     asked = request(bed, methods, parameters, budget, blocks)
     this, errand = asked.study(), asked.errand
     with progress(f"evaluate {this.id} on {asked.bed}", 1.0) as report:

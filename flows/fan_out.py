@@ -39,7 +39,6 @@ from flows.cell import Spec
 from flows.forms import KNOWN, TRIES, errand_of, form
 from flows.records import read_json
 from flows.study import Effort
-from flows.tracking import mirror
 from methods.core import run
 
 SHORTEST, LONGEST = 60.0, 900.0
@@ -80,6 +79,8 @@ def batch(
 
 def publish_record(item: Item, errand: Errand) -> None:
     """Show a record on the page of the run, and mirror it into MLflow."""
+    from flows.tracking import mirror  # MLflow takes seconds to import, and only records need it
+
     written = read_json(errand.results / item.bed / f"{item.what}.json")
     mirror(written, errand.results, errand.place, flow_run.id or "")
     show_record(KNOWN, written, errand.results)

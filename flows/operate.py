@@ -236,7 +236,7 @@ def up() -> None:
         wait_until_up(found, server.program, server.title, lambda server=server: answers(server.url + server.health))
     with client() as asked:
         for name in list(programs(found))[len(SERVERS) :]:
-            wait_until_up(found, name, f"Worker {name}", lambda name=name: worker_name(name) in online(asked))
+            wait_until_up(found, name, f"Worker {name}", lambda name=name: works(name, found, asked))
     status()
 
 
@@ -252,10 +252,11 @@ def take_up_crashed() -> None:
                 server.set_flow_run_state(run.id, AwaitingRetry(message="It crashed."))
 
 
-def online(server: "SyncPrefectClient") -> list[str]:
-    """The workers of all pools that the server heard of lately."""
-    known = [worker for pool in POOLS for worker in server.read_workers_for_work_pool(pool)]
-    return [worker.name for worker in known if worker.status == "ONLINE"]
+def works(name: str, keeper: Any, server: "SyncPrefectClient") -> bool:
+    """Whether a worker of this machine stays up, and the server heard of it lately."""
+    pool = name.split("-")[0]
+    online = [worker.name for worker in server.read_workers_for_work_pool(pool) if worker.status == "ONLINE"]
+    return worker_name(name) in online and programs(keeper)[name]["statename"] == "RUNNING"
 
 
 @app.command
@@ -282,7 +283,8 @@ def status() -> None:
     if found is None:
         print("Nothing is running; `make up` starts everything.")
         return
-    rows = Table("what", "state", "address", "log")
+    rows = Table("what", "state", "address")
+    rows.add_column("log", overflow="fold")
     urls = {server.program: server.url for server in SERVERS}
     for name, info in programs(found).items():
         log = os.path.relpath(info["stdout_logfile"])

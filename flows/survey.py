@@ -31,7 +31,6 @@ from flows.publish import publish
 from flows.records import read_json
 from flows.stages import settle
 from flows.study import BASELINE, FULL, Effort, main, techniques_on
-from flows.tracking import mirror
 
 if TYPE_CHECKING:
     Techniques = list[str]
@@ -81,6 +80,8 @@ def crew_of(asked: list[Request], pool: str) -> AbstractContextManager[Workers |
 
 def close(asked: list[Request], rows: list[Row], *, mirrored: bool) -> list[str] | State:
     """What follows when the records are there: mirror, settle, publish, and say what was found."""
+    from flows.tracking import mirror  # MLflow takes seconds to import, and only records need it
+
     for one in asked:
         fetch_record(one.errand, one.bed, one.study().id)
     written = [read_json(one.record) for one in asked if one.record.exists()]

@@ -36,6 +36,8 @@ from methods.nets.unet import UNetConfig
 
 Find = Callable[[Path, str], Path | None]
 """Whether a path, or one beside it, holds what has a fingerprint."""
+MADE = "made"
+"""The folder that says, by fingerprint, where a file is: cells that are given the same share it."""
 BLOCK = 1_000_000
 """Sample i of the block with seed s has the seed s * BLOCK + i."""
 
@@ -146,11 +148,14 @@ class Workplace:
         if found is not None:
             return found
         bed, step, *_ = path.relative_to(self.root).parts
-        lock = self.root / bed / "locks" / f"{fingerprint}.lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
-            key = f"{bed}/{step}/{fingerprint}"
-            return find(path, fingerprint) or self._fetched(path, key) or self._made(path, key, make)
+        noted, key = self.root / bed / MADE / fingerprint, f"{bed}/{step}/{fingerprint}"
+        noted.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(noted.with_suffix(".lock")):
+            found = find(path, fingerprint)
+            if found is None:
+                found = self._fetched(path, key) or self._made(path, key, make)
+                write_bytes(noted, str(path.relative_to(self.root / bed)).encode())
+        return found
 
     def _fetched(self, path: Path, key: str) -> Path | None:
         """The file as another machine made it."""
@@ -200,8 +205,10 @@ def metadata(path: Path) -> dict[str, Any]:
 
 
 def find(path: Path, fingerprint: str) -> Path | None:
-    """The file with this fingerprint: at `path`, or the same seed's that was made from the same under another name."""
-    for candidate in [path, *sorted(path.parents[1].glob(f"*/{path.name}"))]:
+    """The file with this fingerprint: at `path`, or where the same was made under another name."""
+    bed = path.parents[2]
+    noted = bed / MADE / fingerprint
+    for candidate in [path, *([bed / noted.read_text()] if noted.exists() else [])]:
         if metadata(candidate).get("fingerprint") == fingerprint:
             return candidate
     return None

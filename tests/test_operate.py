@@ -1,10 +1,7 @@
 """Starting, stopping and checking: decisions as plain functions, and once, slowly, the whole thing."""
 
 import os
-import shutil
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,9 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 import yaml
+from station import new_checkout, operated, processes
 from supervisor.options import ServerOptions
 from watchfiles import Change
 
@@ -148,39 +145,10 @@ def test_half_written_files_are_no_change() -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The environment of a checkout of its own, with ports of its own; everything in it is stopped afterwards."""
-    for name in ("catalog", "flows", "methods", "site", "results"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("prefect.yaml", "requirements.lock"):
-        shutil.copy(ROOT / name, tmp_path)
-    with socket.socket() as first, socket.socket() as second, socket.socket() as third:
-        sockets = {"PREFECT": first, "MLFLOW": second, "SITE": third}
-        for each in sockets.values():
-            each.bind(("127.0.0.1", 0))
-        ports = {f"ATLAS_{name}_PORT": str(each.getsockname()[1]) for name, each in sockets.items()}
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_", "ATLAS_"))}
-    environment = kept | ports | {"ATLAS_HOME": str(tmp_path), "PYTHONPATH": str(tmp_path)}
+    """The environment of a checkout of its own; everything in it is stopped afterwards."""
+    environment = new_checkout(tmp_path)
     yield environment
     operated(environment, "down")
-
-
-def operated(environment: dict[str, str], command: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "flows.operate", command],
-        env=environment, cwd=environment["ATLAS_HOME"], capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
-def processes(home: str) -> set[int]:
-    """The processes of a checkout, itself started or not."""
-    found: set[int] = set()
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("ATLAS_OPERATE") == f"{home}/work/operate":
-                found.add(process.pid)
-        except psutil.Error:
-            continue
-    return found
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ READY := .venv/.ready
 export PREFECT_HOME ?= $(CURDIR)/work/prefect
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test lint bench site up down status doctor repro clean
+.PHONY: help demo test slow lint bench site up down status doctor repro clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -15,6 +15,9 @@ demo: $(READY) ## one technique of each area on real digits, in a few minutes
 
 test: $(READY) ## the fast tests
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+slow: $(READY) ## the slow tests: servers, workers and a browser for real
+	@$(BIN)/python -m pytest -q --slow -m slow
 
 lint: $(READY) ## formatting, lint and types
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright

@@ -3,11 +3,14 @@
 Slow: everything of `make up` runs in a checkout of its own, on ports of its own.
 """
 
+import re
+import shutil
 import signal
 import time
 from collections.abc import Iterator
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 from station import Station, new_checkout, operated, processes
 
 pytestmark = pytest.mark.slow
@@ -23,6 +26,17 @@ def station(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Station]:
     finally:
         operated(environment, "down")
     assert processes(environment["ATLAS_HOME"]) == set()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    with sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
 
 def test_what_is_impossible_is_answered_in_seconds_by_one_sentence(station: Station) -> None:
@@ -72,3 +86,36 @@ def test_two_surveys_at_once_count_everything_once(station: Station) -> None:
     assert (station.results / "flow_matching.json").exists()
     keys = station.mirrored()
     assert any("flow_matching" in key for key in keys) and len(keys) == len(set(keys))
+
+
+@pytest.mark.browser
+def test_a_survey_from_the_ui(station: Station, browser: Browser) -> None:
+    """Fill the form, start the survey, see it complete, and see its numbers and samples."""
+    page = browser.new_page(viewport={"width": 1300, "height": 1400})
+    page.set_default_timeout(60_000)
+    page.goto(f"{station.prefect}/deployments/deployment/{station.deployment('survey', 'control')}")
+    page.get_by_role("button", name="Run", exact=True).first.click()
+    page.get_by_text("Custom run").click()
+    page.get_by_text("No items selected").first.wait_for()
+    page.locator(".schema-form-property__fields").nth(1).locator("button").first.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.type("deepcache")
+    page.locator(".p-select-option", has_text=re.compile("^deepcache$")).click()
+    page.keyboard.press("Escape")
+    page.locator("input[type=number]").first.fill("0.01")
+    page.get_by_text("int", exact=True).click()
+    page.locator("input[type=number]").nth(1).fill("1")
+    page.get_by_role("button", name="Submit").click()
+    page.get_by_text("survey deepcache on digits").first.wait_for()
+    (id,) = [run["id"] for run in station.runs("survey") if run["parameters"]["methods"] == ["deepcache"]]
+    page.goto(f"{station.prefect}/runs/flow-run/{id}")
+    page.get_by_text("Completed").first.wait_for(timeout=400_000)
+    page.get_by_text("Artifacts", exact=True).click()
+    page.get_by_text("What may be said of each claim").first.wait_for()
+    record = next(run for run in station.runs("batch") if "record" in run["name"])
+    page.goto(f"{station.prefect}/runs/flow-run/{record['id']}")
+    page.get_by_text("Artifacts", exact=True).click()
+    page.get_by_text("Samples of deepcache on digits").first.click()
+    grid = page.locator("img[src^='data:image/png']").first
+    grid.wait_for()
+    assert grid.evaluate("image => image.naturalWidth") > 200

@@ -12,6 +12,7 @@ os.environ.setdefault("PREFECT_HOME", str(Path(__file__).resolve().parent.parent
 Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("PREFECT_RESULTS_DEFAULT_SERIALIZER", "json")  # never pickle
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # torchao looks for CUDA kernels and says that a CPU build has none; torch comments on how torchao registers an enum.
 logging.getLogger("torchao").setLevel(logging.ERROR)

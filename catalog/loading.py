@@ -9,8 +9,10 @@ from catalog.models import Baseline, Bed, Cell, Survey, Taxonomy, Technique
 from catalog.reading import CatalogError, Document, Location, absent, read
 
 
-def load(root: Path | None = None) -> Catalog:
-    """Reads and checks the catalog in `root`, by default this folder; read once. Raises CatalogError."""
+def load(root: Path | None = None, *, again: bool = False) -> Catalog:
+    """Reads and checks the catalog in `root`, by default this folder; once, unless `again`. Raises CatalogError."""
+    if again:
+        _load.cache_clear()
     return _load((root or Path(__file__).parent).resolve())
 
 

@@ -9,14 +9,16 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import TYPE_CHECKING, Annotated
 
 import cyclopts
 from prefect import flow
+from prefect.client.schemas.objects import State
 from watchfiles import Change, watch
 
 import catalog
-import catalog.loading
-from flows.home import PUBLIC, RESULTS, SETTINGS
+from flows.forms import asks, form
+from flows.home import PUBLIC, QUICK, RESULTS, SETTINGS
 from flows.rendering import SITE, render
 from flows.study import EXPECTED, main
 
@@ -25,10 +27,18 @@ QUIET_MS, LONGEST_MS = 2_000, 20_000
 """A rendering waits until nothing has changed for the first time, but not longer than the second."""
 
 
+if TYPE_CHECKING:
+    Quick = bool
+else:
+    Quick = Annotated[bool, asks("The site of the quick looks, which lies in work/quick, in place of the results'.")]
+
+
 @flow(name="publish", flow_run_name="publish the site")
-def publish(results: Path = RESULTS, out: Path = PUBLIC) -> str:
-    """Render every page; returns the address of the first."""
-    render(catalog.load(), results, out)
+@form
+def publish(quick: Quick = False) -> str | State:
+    """Render every page from the catalog and the records; returns the address of the first."""
+    results, out = (QUICK / "results", QUICK / "public") if quick else (RESULTS, PUBLIC)
+    render(catalog.load(again=True), results, out)
     return (out / "index.html").resolve().as_uri()
 
 
@@ -45,10 +55,9 @@ class Pages(SimpleHTTPRequestHandler):
 
 def render_again(results: Path, out: Path) -> str:
     """Render from the files as they are now, and say how it went in a line; what fails leaves the old site."""
-    catalog.loading._load.cache_clear()
     began = time.perf_counter()
     try:
-        render(catalog.load(), results, out)
+        render(catalog.load(again=True), results, out)
     except Exception as error:
         reason = str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
         return f"The site stays as it was: {reason}"

@@ -27,8 +27,8 @@ from flows.forms import KNOWN, Bed, Blocks, Budget, Given, Request, form, parse,
 from flows.home import SETTINGS
 from flows.pool import Here, Processes, failures, measure
 from flows.progress import Display
-from flows.publish import publish
 from flows.records import read_json
+from flows.rendering import render
 from flows.stages import settle
 from flows.study import BASELINE, FULL, Effort, main, techniques_on
 
@@ -90,7 +90,7 @@ def close(asked: list[Request], rows: list[Row], *, mirrored: bool) -> list[str]
             mirror(each, asked[0].records, asked[0].place)
     if asked[0].effort == FULL:
         settle([each["id"] for each in written], asked[0].bed)
-    publish(asked[0].records, asked[0].site)
+    render(KNOWN, asked[0].records, asked[0].site)
     verdicts = [{"technique": each["id"], **row} for each in written for row in table_of_verdicts(KNOWN, each)]
     if verdicts:
         create_table_artifact(table=verdicts, description="What may be said of each claim")

@@ -25,6 +25,7 @@ from flows import (
     home,
     plan,
     pool,
+    publish,
     reproduce,
     sample,
     score,
@@ -322,7 +323,15 @@ def test_the_plan_matches_the_catalog() -> None:
             assert Path(item["module"]).exists() and Path(item["entry"]).exists()
 
 
-FLOWS = [survey.survey, train.train, compress.compress, sample.sample, evaluate.evaluate, reproduce.reproduce]
+FLOWS = [
+    publish.publish,
+    survey.survey,
+    train.train,
+    compress.compress,
+    sample.sample,
+    evaluate.evaluate,
+    reproduce.reproduce,
+]
 
 
 def test_forms_offer_what_the_catalog_has() -> None:

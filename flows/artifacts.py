@@ -4,10 +4,11 @@ import base64
 import io
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 from PIL import Image
 from prefect.artifacts import (
     create_image_artifact,
@@ -44,7 +45,8 @@ class Progress:
         self.spoken = now
         left = f", {duration((now - self.started) * (1 / done - 1))} left" if 0 < done < 1 else ""
         text = f"{self.title}{left}{what and ': '}{what}"
-        update_progress_artifact(self.artifact, progress=100.0 * done, description=text)  # pyright: ignore[reportArgumentType]
+        with suppress(httpx.HTTPError):  # a server that is away loses a line, not a run
+            update_progress_artifact(self.artifact, progress=100.0 * done, description=text)  # pyright: ignore[reportArgumentType]
 
 
 def duration(seconds: float) -> str:

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, field, replace
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
+import httpx
 import torch
 from prefect import flow
 from prefect.artifacts import create_table_artifact
@@ -32,6 +33,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling, Failed
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_exponential
 
 from flows.agenda import Errand, Item, Row, make
 from flows.artifacts import Progress, show_record
@@ -66,11 +68,11 @@ def batch(
         item = Item(**asked)
         rows.append(make(item, errand))
         if item.step == "record" and rows[-1]["reason"] is None:
-            publish_record(item, errand)
+            patiently(publish_record)(item, errand)
         progress((index + 1) / len(items), str(item))
         took = f"{rows[-1]['seconds']:.1f} s"
         print(f"{item}: {rows[-1]['reason'] or took}")
-    create_table_artifact(table=rows, description=MADE)
+    patiently(create_table_artifact)(table=rows, description=MADE)
     failed = [row["reason"] for row in rows if row["reason"]]
     if failed:
         return Failed(message=f"{len(failed)} of {len(rows)} could not be made: {'; '.join(failed)}")
@@ -86,6 +88,19 @@ def publish_record(item: Item, errand: Errand) -> None:
     show_record(KNOWN, written, errand.results)
 
 
+def may_come_back(error: BaseException) -> bool:
+    """Whether a server that did not answer, or not well, may do so in a while: it starts again, or is busy."""
+    status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 0
+    return isinstance(error, httpx.TransportError) or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+patiently = retry(
+    retry=retry_if_exception(may_come_back), wait=wait_exponential(max=15), stop=stop_after_delay(600), reraise=True
+)
+"""Asks again for ten minutes while the server is away."""
+
+
+@patiently
 def workers(pool: str) -> int:
     """How many workers of a pool are online; 0 where there is no server or no such pool."""
     if not PREFECT_API_URL.value():
@@ -143,17 +158,16 @@ class Workers:
     def submit(self, items: Sequence[Item]) -> "Future[list[Row]]":
         future: Future[list[Row]] = Future()
         spend = self.errand.spend
-        created = run_deployment(
+        created = patiently(run_deployment)(
             f"{self.flow}/{self.pool}",
             parameters={
-                "items": [asdict(item) for item in items],
-                "budget": spend.budget,
-                "blocks": spend.blocks,
+                "items": [asdict(item) for item in items], "budget": spend.budget, "blocks": spend.blocks,
                 "catalog": self.errand.catalog,
             },
             flow_run_name=name_of(items),
+            idempotency_key=uuid4().hex,
             timeout=0,
-        )
+        )  # fmt: skip
         assert isinstance(created, FlowRun)
         self.underway[created.id] = Underway(list(items), future)
         return future
@@ -170,13 +184,15 @@ class Workers:
                 client.set_flow_run_state(id, Cancelling())
 
     def watch(self) -> None:
-        """Look at the runs that are under way until the survey is over; a server that restarts is waited for."""
-        while not self.closed.wait(EVERY):
-            try:
+        """Look at the runs that are under way until the survey is over; what goes wrong here is everybody's error."""
+        try:
+            while not self.closed.wait(EVERY):
                 self.look()
-            except (OSError, RuntimeError) as error:
-                print(f"The server did not answer, and is asked again: {error}")
+        except Exception as error:
+            for batch in self.underway.values():
+                batch.future.set_exception(error)
 
+    @patiently
     def look(self) -> None:
         """Settle the batches whose runs have come to an end."""
         with get_client(sync_client=True) as client:
@@ -185,8 +201,8 @@ class Workers:
                 asked = FlowRunFilter(id=FlowRunFilterId(any_=ids[first : first + 200]))
                 for found in client.read_flow_runs(flow_run_filter=asked):
                     if self.is_over(found):
-                        done = self.underway.pop(found.id)
-                        done.future.set_result(rows_of(found, done.items))
+                        rows = rows_of(found, self.underway[found.id].items)
+                        self.underway.pop(found.id).future.set_result(rows)
 
     def is_over(self, found: FlowRun) -> bool:
         """Whether a run has come to its end. One that crashed is tried again, so it is given time."""

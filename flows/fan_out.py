@@ -205,12 +205,12 @@ class Workers:
                         self.underway.pop(found.id).future.set_result(rows)
 
     def is_over(self, found: FlowRun) -> bool:
-        """Whether a run has come to its end. One that crashed is tried again, so it is given time."""
+        """Whether a run has come to its end. One that crashed after it began is tried again, so it is given time."""
         state, batch = found.state, self.underway[found.id]
         if state is None or not state.is_final():
             batch.crashed = None
             return False
-        if not state.is_crashed() or found.run_count > TRIES:
+        if not state.is_crashed() or not 1 <= found.run_count <= TRIES:
             return True
         batch.crashed = batch.crashed or time.monotonic()
         return time.monotonic() - batch.crashed > PATIENCE

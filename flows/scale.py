@@ -9,6 +9,7 @@ over, starting processes, noticing the end.
 
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import cyclopts
@@ -89,5 +90,5 @@ def run(*, cells: int = 24, seconds: float = 20.0, pool: str = "cpu") -> None:
     )
 
 
-if __name__ == "__main__":
-    main(app)
+if __name__ == "__main__":  # run as itself: workers import the flow by the name of its module
+    main(import_module("flows.scale").app)

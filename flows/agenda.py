@@ -1,8 +1,8 @@
 """What a survey is made of: every file once, each after what it is made from.
 
 Trainings, compressions, blocks of samples and scores are items of their own, so that processes and workers are busy to
-the end and cells that share a training wait for one. Records only put together what is there; seconds and memory come
-last.
+the end and cells that share a training wait for one. A record puts together what is there, and measures its control at
+equal cost, which is known only then; seconds and memory come last.
 """
 
 from collections import deque

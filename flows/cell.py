@@ -165,10 +165,7 @@ class Workplace:
         return path
 
     def _made(self, path: Path, key: str, make: Callable[[], None]) -> Path:
-        try:
-            make()
-        except (OSError, SafetensorError) as error:
-            raise Unwritten(path, error) from error
+        make()
         if self.store is not None:
             self.store.push(path, f"{key}{path.suffix}")
             if clock(path).exists():
@@ -242,7 +239,7 @@ def train(spec: Spec, seed: int, place: Workplace, report: Report = quiet) -> Pa
             started = time.perf_counter()
             model, seen = run.train(spec.training.recipe, training_set(spec.bed.name), seed, curve)
         note = {"fingerprint": fingerprint, "images": seen, "counters": counters, "curve": curve.points}
-        run.save(model, path, note)
+        write_model(model, path, note)
         took(path, time.perf_counter() - started)
 
     return place.made(path, fingerprint, make, find)
@@ -266,10 +263,18 @@ def compress(spec: Spec, seed: int, place: Workplace, report: Report = quiet) ->
             shapes = run.shapes_of(model)
             model = run.ship(recipe, model)
         note = {"fingerprint": fingerprint, "images": seen, "counters": counters, "curve": curve.points}
-        run.save(model, path, note, shapes)
+        write_model(model, path, note, shapes)
         took(path, time.perf_counter() - started)
 
     return place.made(path, fingerprint, make, find)
+
+
+def write_model(model: run.Model, path: Path, note: dict[str, Any], shapes: dict[str, list[int]] | None = None) -> None:
+    """Write weights whole or not at all. Raises Unwritten."""
+    try:
+        run.save(model, path, note, shapes)
+    except (OSError, SafetensorError) as error:
+        raise Unwritten(path, error) from error
 
 
 def compresses(spec: Spec) -> bool:

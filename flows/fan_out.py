@@ -38,7 +38,8 @@ from tenacity import retry, retry_if_exception, stop_after_delay, wait_exponenti
 from flows.agenda import Errand, Item, Row, make
 from flows.artifacts import Progress, show_record
 from flows.cell import Spec
-from flows.forms import KNOWN, TRIES, errand_of, form
+from flows.forms import KNOWN, errand_of, form
+from flows.home import TRIES
 from flows.records import read_json
 from flows.study import Effort
 from methods.core import run
@@ -149,6 +150,8 @@ class Workers:
     """The flow whose deployment on the pool carries out a batch."""
     underway: dict[UUID, Underway] = field(default_factory=dict)
     closed: threading.Event = field(default_factory=threading.Event)
+    error: Exception | None = None
+    """Why nobody watches any more."""
 
     def length(self, ready: Sequence[Item]) -> float:
         """Batches of about equal length: a few for every worker, none shorter or longer than it should be."""
@@ -156,6 +159,8 @@ class Workers:
         return min(max(fair, SHORTEST * self.rate), LONGEST * self.rate)
 
     def submit(self, items: Sequence[Item]) -> "Future[list[Row]]":
+        if self.error is not None:
+            raise self.error
         future: Future[list[Row]] = Future()
         spend = self.errand.spend
         created = patiently(run_deployment)(
@@ -189,7 +194,8 @@ class Workers:
             while not self.closed.wait(EVERY):
                 self.look()
         except Exception as error:
-            for batch in self.underway.values():
+            self.error = error
+            for batch in list(self.underway.values()):
                 batch.future.set_exception(error)
 
     @patiently

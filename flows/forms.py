@@ -5,6 +5,7 @@ cannot be done is answered by one sentence.
 """
 
 import re
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,6 +17,7 @@ import cyclopts
 from cyclopts import Parameter
 from prefect import Flow
 from prefect.client.schemas.objects import State
+from prefect.exceptions import FailedRun
 from prefect.runtime import flow_run
 from prefect.states import Failed
 from pydantic import BaseModel, Field
@@ -24,7 +26,7 @@ from pydantic.fields import FieldInfo
 import catalog
 from flows.agenda import Errand, known
 from flows.cell import Workplace
-from flows.home import PUBLIC, QUICK, RESULTS, WORK
+from flows.home import PUBLIC, QUICK, RESULTS, TRIES, WORK
 from flows.study import BASELINE, EXPECTED, FULL, Effort, Study, composed, study
 
 NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?"
@@ -37,8 +39,6 @@ Parameters = dict[str, dict[str, float]]
 """By technique and name: the values that differ from their defaults."""
 P = ParamSpec("P")
 R = TypeVar("R")
-TRIES = 3
-"""How often a run is tried that crashes: its machine went away, or its process was killed."""
 
 
 def asks(description: str, **bounds: Any) -> Any:
@@ -209,17 +209,21 @@ def command_line(flow: Flow[..., Any], text: str | None) -> cyclopts.App:
         """
         chosen, parameters = parse(methods)
         Request(bed, tuple(chosen), parameters, Effort(budget, blocks)).study()
-        print(flow(bed=bed, methods=chosen, parameters=settings(parameters), budget=budget, blocks=blocks))
+        try:
+            print(flow(bed=bed, methods=chosen, parameters=settings(parameters), budget=budget, blocks=blocks))
+        except FailedRun as error:
+            sys.exit(str(error))
 
     return app
 
 
-def run_name(verb: str) -> Callable[[], str]:
-    """Names a flow run after what it does, such as `sample deepcache on digits`."""
+def run_name(verb: str, nothing: str = BASELINE) -> Callable[[], str]:
+    """Names a flow run after what it does, such as `sample deepcache on digits`; `nothing` is what no choice means."""
 
     def name() -> str:
         given = flow_run.parameters
-        chosen = "+".join(str(id) for id in given.get("methods") or []) or "baseline"
+        areas = ", ".join(str(area) for area in given.get("areas") or [])
+        chosen = "+".join(str(id) for id in given.get("methods") or []) or areas or nothing
         return f"{verb} {chosen} on {given['bed']}"
 
     return name

@@ -45,5 +45,7 @@ class Settings(BaseSettings):
 SETTINGS = Settings()
 HOME = SETTINGS.home.resolve()
 WORK, RESULTS, PUBLIC = HOME / "work", HOME / "results", HOME / "public"
+TRIES = 3
+"""How often a run is tried that crashes: its machine went away, or its process was killed."""
 QUICK = WORK / "quick"
 """Where a quick look, at less than full effort, leaves its files: never among the results."""

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from supervisor.xmlrpc import SupervisorTransport
 
-from flows.home import HOME, SETTINGS, WORK
+from flows.home import HOME, SETTINGS, TRIES, WORK
 
 if TYPE_CHECKING:  # Prefect and torch take seconds to import, and not every command needs them
     from prefect.client.orchestration import SyncPrefectClient
@@ -45,8 +45,6 @@ LONGEST_SOCKET = 90
 START_S, STOP_S = 180.0, 120.0
 BEAT_S = 30
 """Seconds between two signs of life of a flow run, the shortest that Prefect takes."""
-TRIES = 3
-"""How often a flow run is tried that crashes."""
 MEMORY = "P90D"
 """How long the server remembers whose sign of life it waits for, also while it is down: 90 days, as ISO 8601."""
 

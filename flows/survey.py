@@ -15,6 +15,7 @@ from cyclopts import Parameter
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
+from prefect.exceptions import FailedRun
 from prefect.states import Failed
 
 from catalog import CatalogError
@@ -48,7 +49,7 @@ else:
     ]
 
 
-@flow(name="survey", flow_run_name=run_name("survey"))
+@flow(name="survey", flow_run_name=run_name("survey", "every technique"))
 @form
 def survey(
     bed: Bed = "digits", methods: Techniques = [], parameters: Given = [], budget: Budget = 1.0, blocks: Blocks = None,
@@ -143,7 +144,7 @@ def run(
     try:
         for path in survey(bed=bed, methods=chosen, parameters=given, areas=areas, budget=budget, blocks=blocks):
             print(path)
-    except RuntimeError as error:
+    except FailedRun as error:
         sys.exit(str(error))
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_store import tiny
 
 from flows import agenda, cell
 from flows.agenda import Errand, Item
@@ -34,16 +35,28 @@ def test_a_full_disk_is_one_sentence_and_earlier_records_stand(tmp_path: Path) -
     }
 
 
-def test_weights_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None:
-    def fail() -> None:
+def test_weights_that_cannot_be_written_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        partial(path).parent.mkdir(parents=True)
         partial(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    place, path = Workplace(tmp_path), tmp_path / "digits" / "train" / "baseline" / "0.safetensors"
-    path.parent.mkdir(parents=True)
+    spec, path = tiny({}), tmp_path / "digits" / "train" / "baseline" / "0.safetensors"
+    monkeypatch.setattr(run, "save", fail)
     with pytest.raises(Unwritten, match="No space left on device"):
-        place.made(path, "ff", fail, cell.find)
+        cell.train(spec, 0, Workplace(tmp_path))
     assert not list(path.parent.iterdir())
+
+
+def test_what_fails_while_a_file_is_made_is_not_blamed_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise FileNotFoundError("the data are not there")
+
+    monkeypatch.setattr(cell, "training_set", fail)
+    with pytest.raises(FileNotFoundError, match="the data are not there"):
+        cell.train(tiny({}), 0, Workplace(tmp_path))
 
 
 def test_a_catalog_that_was_edited_meanwhile_stops_what_is_left(

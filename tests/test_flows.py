@@ -31,6 +31,7 @@ from flows import (
     score,
     study,
     survey,
+    tracking,
     train,
 )
 from flows.cell import Spec, Workplace
@@ -240,8 +241,11 @@ def test_a_survey_makes_every_file_once_and_shares_trainings() -> None:
     steps = {name: [item for item in whole if item.step == name] for name in ("train", "compress", "sample", "score")}
     distinct = {training_fingerprint(spec.recipe) for this in studies for spec in this.specs.values()}
     assert len(steps["train"]) == len(distinct) * len(KNOWN.beds["digits"].seeds.train)
-    assert {item.what.split("@")[0] for item in steps["compress"]} >= {"diff_pruning", "progressive_distillation"}
-    assert "deepcache" not in {item.what for item in steps["compress"]}, "caches do not ship"
+    assert {item.what.split("@")[0] for item in steps["compress"]} >= {
+        "diff_pruning",
+        "progressive_distillation",
+        "es_ddpm",
+    }
     assert "dpm_solver_pp_2m@64" in {item.what for item in steps["sample"]}, "what fidelity is measured against"
     assert {item.what for item in steps["score"]} == {name for this in studies for name in this.specs}
     assert all(need in whole for needs in whole.values() for need in needs)
@@ -376,6 +380,24 @@ def test_every_flow_end_to_end(prefect_server: None, tmp_path: Path, monkeypatch
     assert written["status"] == "ok" and written["default"] == "diff_pruning" and "baseline" in written["cells"]
     assert (tmp_path / "results/digits/diff_pruning.png").exists()
     assert (tmp_path / "public/index.html").exists()
+    to = tracking.client(tmp_path)
+    within = to.get_experiment_by_name("atlas/quick")
+    assert within is not None
+    runs = {run.data.tags["cell"]: run for run in to.search_runs([within.experiment_id])}
+    assert runs.keys() == {"diff_pruning", "baseline"}
+    pruned, value = runs["diff_pruning"].data, written["cells"]["diff_pruning"]["metrics"]["fd"]["mean"]
+    assert pruned.tags["technique"] == "diff_pruning" and pruned.metrics["quality/fd"] == pytest.approx(value)
+
+
+def test_a_survey_that_fails_is_one_sentence_on_the_command_line(
+    prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forms, "QUICK", tmp_path)
+    failed = {"step": "record", "id": "ddim", "seconds": 0.0, "reason": "ddim: the gradient was not finite"}
+    monkeypatch.setattr(survey, "measure", lambda *given: [failed])
+    with pytest.raises(SystemExit) as stop:
+        study.main(survey.app, ["--methods", "ddim", "--budget", "0.005", "--blocks", "1"])
+    assert stop.value.code == "1 of 1 failed: ddim: the gradient was not finite"
 
 
 def test_a_request_that_cannot_be_done_fails_with_its_sentence(prefect_server: None) -> None:

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 import catalog
-from catalog import CatalogError
+from catalog import CatalogError, Technique
 from flows import forms, operate
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +51,11 @@ def test_an_id_is_a_name_of_the_catalog_and_nothing_else(id: str) -> None:
 
 def test_a_technique_is_imported_from_methods_and_from_nowhere_else() -> None:
     for technique in catalog.load().techniques.values():
-        assert technique.call({}, "digits").__module__.startswith("methods.")
+        assert technique.module == f"methods.{technique.area}.{technique.family}.{technique.id}"
+        raw = technique.model_dump(mode="json", exclude_none=True, by_alias=True)
+        for field in ("id", "family", "area"):
+            with pytest.raises(ValidationError, match=rf"\n{field}\n"):
+                Technique.model_validate({**raw, field: "os.path"})
 
 
 def test_servers_stay_on_this_machine_unless_told_otherwise() -> None:

@@ -65,7 +65,9 @@ def test_a_killed_batch_is_tried_again_and_goes_on_from_the_last_finished_step(s
 
 def test_a_worker_that_dies_with_its_run_is_replaced(station: Station) -> None:
     id = station.survey("min_snr_weighting", budget=0.05)
-    for process in (station.computing(), *station.program("worker", "--pool", "cpu")):
+    batch, workers = station.computing(), station.program("worker", "--pool", "cpu")
+    assert workers
+    for process in (batch, *workers):
         process.send_signal(signal.SIGKILL)
     assert station.wait(id, limit=600)["state_type"] == "COMPLETED"
     assert (station.results / "min_snr_weighting.json").exists()
@@ -74,7 +76,9 @@ def test_a_worker_that_dies_with_its_run_is_replaced(station: Station) -> None:
 def test_workers_survive_the_server(station: Station) -> None:
     id = station.survey("ddim", budget=0.03)
     station.computing()
-    for process in station.program("server", "start", "prefect"):
+    servers = station.program("server", "start", "prefect")
+    assert servers
+    for process in servers:
         process.send_signal(signal.SIGKILL)
     assert station.wait(id, limit=600)["state_type"] == "COMPLETED"
     assert (station.results / "ddim.json").exists()

@@ -98,6 +98,11 @@ class Station:
             time.sleep(1)
         return run
 
+    def complete(self, id: str, limit: float = 400) -> None:
+        """Wait until the run is over, and ask that it went well."""
+        run = self.wait(id, limit)
+        assert run["state_type"] == "COMPLETED", run["state"]["message"]
+
     def computing(self) -> psutil.Process:
         """The process of a batch that is under way now."""
         until = time.monotonic() + 120

@@ -55,8 +55,7 @@ def test_a_killed_batch_is_tried_again_and_goes_on_from_the_last_finished_step(s
         time.sleep(0.2)
     first = station.files()
     station.computing().send_signal(signal.SIGKILL)
-    run = station.wait(id)
-    assert run["state_type"] == "COMPLETED", run["state"]
+    station.complete(id)
     assert max(batch["run_count"] for batch in station.runs("batch")) == 2
     assert {path: station.files()[path] for path in first} == first, "what was finished is not made again"
     assert (station.results / "v_prediction.json").exists()
@@ -69,7 +68,7 @@ def test_a_worker_that_dies_with_its_run_is_replaced(station: Station) -> None:
     assert workers
     for process in (batch, *workers):
         process.send_signal(signal.SIGKILL)
-    assert station.wait(id, limit=600)["state_type"] == "COMPLETED"
+    station.complete(id, limit=600)
     assert (station.results / "min_snr_weighting.json").exists()
 
 
@@ -80,13 +79,13 @@ def test_workers_survive_the_server(station: Station) -> None:
     assert servers
     for process in servers:
         process.send_signal(signal.SIGKILL)
-    assert station.wait(id, limit=600)["state_type"] == "COMPLETED"
+    station.complete(id, limit=600)
     assert (station.results / "ddim.json").exists()
 
 
 def test_two_surveys_at_once_count_everything_once(station: Station) -> None:
-    both = [station.survey("flow_matching"), station.survey("flow_matching")]
-    assert [station.wait(id)["state_type"] for id in both] == ["COMPLETED", "COMPLETED"]
+    for id in [station.survey("flow_matching"), station.survey("flow_matching")]:
+        station.complete(id)
     assert (station.results / "flow_matching.json").exists()
     keys = station.mirrored()
     assert any("flow_matching" in key for key in keys) and len(keys) == len(set(keys))

@@ -11,7 +11,9 @@ from pathlib import Path
 from types import TracebackType
 
 import catalog
+from catalog import Catalog
 from flows.agenda import Crew, Errand, Item, Row, agenda_of, carry_out, make, page
+from flows.ledger import read_floors, read_records, stale
 from flows.progress import Display
 from flows.records import provenance, write_json
 from flows.score import feature_net
@@ -61,16 +63,31 @@ def make_all(items: Sequence[Item], errand: Errand) -> list[Row]:
     return [make(item, errand) for item in items]
 
 
-def survey(bed: str, spend: Effort, jobs: int, work: Path, results: Path) -> list[str]:
-    """Measure every technique of a bed; returns the failures. Says where the time went in `survey.cost.json`."""
+def survey(bed: str, spend: Effort, jobs: int, work: Path, results: Path, only_stale: bool = False) -> list[str]:
+    """Measure every technique of a bed, or those to be measured again; returns the failures.
+
+    A whole survey says where the time went in `survey.cost.json`.
+    """
     known, started = catalog.load(), time.monotonic()
-    studies = [study(known, bed, id, spend) for id in techniques_on(known, bed)]
+    ids = to_measure(known, bed, results) if only_stale else techniques_on(known, bed)
+    studies = [study(known, bed, id, spend) for id in ids]
+    if not studies:
+        return []
     errand = Errand(spend, work, results, known.digest)
     with Processes(jobs, errand) as crew, Display(f"survey of {len(studies)} on {bed}", 0.0) as display:
         rows = measure(studies, errand, crew, display.follow)
-    if spend == FULL:
+    if spend == FULL and not only_stale:
         write_table(bed, rows, jobs, time.monotonic() - started, results)
     return failures(rows)
+
+
+def to_measure(known: Catalog, bed: str, results: Path) -> list[str]:
+    """The techniques of a bed whose record is missing, stale or of a failure, or was never put beside its seconds."""
+    records = read_records(results).get(bed, {})
+    old = stale(known, {bed: records}, read_floors(results))[bed]
+    timed = {path.name.removesuffix(".cost.json") for path in (results / bed).glob("*.cost.json")}
+    current = {id for id in timed & records.keys() if records[id]["status"] == "ok" and not old[id]}
+    return [id for id in techniques_on(known, bed) if id not in current]
 
 
 def measure(studies: Sequence[Study], errand: Errand, crew: Crew, follow: Follow) -> list[Row]:

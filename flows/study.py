@@ -294,18 +294,20 @@ def everything(
     jobs: int = 2,
     budget: float = 1.0,
     blocks: int | None = None,
+    only_stale: bool = False,
     work: Path | None = None,
     results: Path | None = None,
 ) -> None:
     """Measure every technique of a bed with several processes of one thread each, and say where the time went.
 
-    `budget` scales every training, `blocks` limits the sampling seeds: for a quick look, into `work/quick`.
+    `only_stale` leaves out those whose record was made by the code and the catalog of today. `budget` scales every
+    training, `blocks` limits the sampling seeds: for a quick look, into `work/quick`.
     """
     from flows.pool import survey  # which is made of studies
 
     spend = Effort(budget, blocks)
     place, records = (WORK, RESULTS) if spend == FULL else (QUICK, QUICK / "results")
-    failed = survey(bed, spend, jobs, work or place, results or records)
+    failed = survey(bed, spend, jobs, work or place, results or records, only_stale)
     if failed:
         sys.exit("\n".join(failed))
 

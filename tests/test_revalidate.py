@@ -9,10 +9,11 @@ import pytest
 import catalog
 from catalog import Catalog, Cell
 from flows.cell import Workplace
+from flows.pool import to_measure
 from flows.probe import probe
-from flows.records import read_json
+from flows.records import read_json, write_json
 from flows.revalidate import KEPT, Answer, judge, keep, probe_both
-from flows.study import spec_hash
+from flows.study import spec_hash, techniques_on
 from methods.inference.ode_solver import ddim
 
 
@@ -68,3 +69,17 @@ def test_only_what_did_not_move_is_kept(known: Catalog, tmp_path: Path) -> None:
     assert [note["since"] for note in beside["revalidated"]] == ["1234"]
     keep(path, {}, "1234")
     assert read_json(path) == after and read_json(path.with_name("ddim.cost.json")) == beside
+
+
+def test_only_what_is_stale_or_missing_is_measured_again(known: Catalog, tmp_path: Path) -> None:
+    ids, folder = techniques_on(known, "mixture"), tmp_path / "mixture"
+    made_up.bed(known, tmp_path, "mixture", ids[1:])
+    assert to_measure(known, "mixture", tmp_path) == []
+    (folder / f"{ids[0]}.json").unlink()
+    (folder / f"{ids[1]}.cost.json").unlink()
+    changed, failed = folder / f"{ids[2]}.json", folder / f"{ids[3]}.json"
+    content = read_json(changed)
+    next(iter(content["cells"].values()))["fingerprints"]["cell"] = "made by other code"
+    write_json(changed, content)
+    write_json(failed, read_json(failed) | {"status": "failed", "cells": {}})
+    assert to_measure(known, "mixture", tmp_path) == ids[:4]

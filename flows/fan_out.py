@@ -32,7 +32,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Cancelling, Failed
+from prefect.states import AwaitingRetry, Cancelling, Failed
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_exponential
 
 from flows.agenda import Errand, Item, Row, make
@@ -132,11 +132,12 @@ def rate(spec: Spec) -> float:
 
 @dataclass
 class Underway:
-    """A batch that was handed over, and when its run was first seen crashed."""
+    """A batch that was handed over, when its run was first seen crashed, and how often it crashed before it began."""
 
     items: list[Item]
     future: "Future[list[Row]]"
     crashed: float | None = None
+    unbegun: int = 0
 
 
 @dataclass
@@ -206,9 +207,21 @@ class Workers:
             for first in range(0, len(ids), 200):
                 asked = FlowRunFilter(id=FlowRunFilterId(any_=ids[first : first + 200]))
                 for found in client.read_flow_runs(flow_run_filter=asked):
-                    if self.is_over(found):
+                    if self.never_began(found):
+                        client.set_flow_run_state(found.id, AwaitingRetry(message="It did not begin."))
+                    elif self.is_over(found):
                         rows = rows_of(found, self.underway[found.id].items)
                         self.underway.pop(found.id).future.set_result(rows)
+
+    def never_began(self, found: FlowRun) -> bool:
+        """Whether a run crashed before it began, and is to be tried again: the server has no count of such tries.
+
+        A worker that is killed takes with it the runs whose processes it has just started.
+        """
+        if found.state is None or not found.state.is_crashed() or found.run_count:
+            return False
+        self.underway[found.id].unbegun += 1
+        return self.underway[found.id].unbegun <= TRIES
 
     def is_over(self, found: FlowRun) -> bool:
         """Whether a run has come to its end. One that crashed after it began is tried again, so it is given time."""

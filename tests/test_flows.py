@@ -13,6 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 from prefect import Flow
+from prefect.client.orchestration import get_client
+from prefect.states import Crashed
 from prefect.utilities.callables import parameter_schema
 
 from catalog import Cell
@@ -21,6 +23,7 @@ from flows import (
     cell,
     compress,
     evaluate,
+    fan_out,
     forms,
     home,
     plan,
@@ -34,6 +37,7 @@ from flows import (
     tracking,
     train,
 )
+from flows.agenda import Errand, Item, Row
 from flows.cell import Spec, Workplace
 from flows.records import Damaged, read_json
 from flows.study import Effort
@@ -266,9 +270,9 @@ class Notes:
     def length(self, ready: Sequence[agenda.Item]) -> float:
         return self.batch
 
-    def submit(self, items: Sequence[agenda.Item]) -> Future[list[agenda.Row]]:
+    def submit(self, items: Sequence[agenda.Item]) -> Future[list[Row]]:
         self.made.append(list(items))
-        future: Future[list[agenda.Row]] = Future()
+        future: Future[list[Row]] = Future()
         future.set_result([{"step": item.step, "id": item.what, "seconds": 1.0,
                             "reason": "no" if item.step == self.fails else None} for item in items])  # fmt: skip
         return future
@@ -405,3 +409,20 @@ def test_a_request_that_cannot_be_done_fails_with_its_sentence(prefect_server: N
     with pytest.raises(Exception, match=r"needs a UNetConfig in `net`"):
         survey.survey(bed="digits", methods=["dit", "deepcache"])
     assert time.monotonic() - started < 60
+
+
+def test_a_batch_that_crashes_before_it_begins_is_handed_out_again(prefect_server: None, tmp_path: Path) -> None:
+    item = Item("train", "digits", "baseline")
+    workers, future = fan_out.Workers("cpu", Errand(study.FULL, tmp_path, tmp_path, ""), 1.0), Future[list[Row]]()
+    with get_client(sync_client=True) as client:
+        deployment = client.create_deployment(client.create_flow(fan_out.batch), "cpu")
+        id = client.create_flow_run_from_deployment(deployment).id
+        workers.underway[id] = fan_out.Underway([item], future)
+        for _ in range(home.TRIES):
+            client.set_flow_run_state(id, Crashed(message="Its worker was killed."), force=True)
+            workers.look()
+            state = client.read_flow_run(id).state
+            assert state is not None and state.name == "AwaitingRetry" and not future.done()
+        client.set_flow_run_state(id, Crashed(message="Its worker was killed."), force=True)
+        workers.look()
+    assert [row["reason"] for row in future.result(timeout=1)] == [f"{item}: Its worker was killed."]

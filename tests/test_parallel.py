@@ -15,7 +15,7 @@ from methods.core.errors import Conflict
 
 @pytest.mark.parametrize("methods", [{}, {"immiscible_diffusion": {}}], ids=["independent", "coupled over the batch"])
 def test_two_processes_train_as_one(tmp_path: Path, methods: dict[str, dict[str, float]]) -> None:
-    """The same losses along the way, and weights within what another order of summation does to float32."""
+    """The same losses along the way, and weights within what another order of summation does to float32: 5e-6 here."""
     known = catalog.load()
     spec = Spec(known, known.bed("digits"), Cell(methods=methods), ((0, 0),), budget=0.05)
     alone = cell.train(spec, 0, Workplace(tmp_path / "alone"))
@@ -23,11 +23,11 @@ def test_two_processes_train_as_one(tmp_path: Path, methods: dict[str, dict[str,
     assert metadata(together)["images"] == metadata(alone)["images"]
     assert metadata(together)["counters"] == metadata(alone)["counters"]
     curves = [torch.tensor([loss for _, _, loss in metadata(path)["curve"]]) for path in (alone, together)]
-    assert len(curves[0]) > 1 and torch.allclose(curves[1], curves[0], rtol=1e-3)
+    assert len(curves[0]) > 1 and torch.allclose(curves[1], curves[0], rtol=1e-5)
     first, second = load_file(alone), load_file(together)
     assert first.keys() == second.keys()
     for name, tensor in first.items():
-        assert torch.allclose(second[name], tensor, atol=1e-2), name
+        assert torch.allclose(second[name], tensor, atol=1e-4), name
 
 
 def test_a_batch_that_cannot_be_shared_out_is_one_sentence(tmp_path: Path) -> None:

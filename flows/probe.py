@@ -21,7 +21,7 @@ from catalog import Catalog, Cell, Seeds
 from flows.cell import Spec, Workplace, source
 from flows.records import write_json
 from flows.score import evaluate, feature_net, identity
-from methods.core.identity import shipped_fingerprint, training_fingerprint
+from methods.core.identity import recipe_fingerprint, shipped_fingerprint, training_fingerprint
 from methods.measure import features
 
 ITERATIONS, SAMPLES = 20, 96
@@ -44,8 +44,21 @@ def probe(known: Catalog, bed_name: str, cell: dict[str, Any], place: Workplace)
             "training": training_fingerprint(spec.recipe, context),
             "shipped": shipped_fingerprint(spec.recipe, context),
         },
+        "files": files(spec),
         "digest": hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest(),
     }
+
+
+def files(spec: Spec) -> dict[str, str]:
+    """The fingerprint of every file of weights and samples of a cell, by step and seeds."""
+    found: dict[str, str] = {}
+    for seed, block in spec.blocks:
+        context = spec.context(seed)
+        found[f"train {seed}"] = training_fingerprint(spec.recipe, context)
+        found[f"compress {seed}"] = shipped_fingerprint(spec.recipe, context)
+        size = f"{context} block {block} n {spec.bed.n} by {spec.bed.batch}"
+        found[f"sample {seed} {block}"] = recipe_fingerprint(spec.recipe, size)
+    return found
 
 
 def main(cells: Path, out: Path) -> None:

@@ -6,30 +6,36 @@
 A verdict is stale as soon as any code behind it changes, however little. Here a small version of every stale cell
 (`flows.probe`: twenty iterations of training, 96 samples, every score and count) runs under the code of that commit and
 under the code that is checked out. Where both give the same bytes, the record takes the fingerprints of today, and
-notes beside it which commits were compared; what differs stays stale and is to be measured again.
+notes beside it which commits were compared; what differs stays stale and is to be measured again. Weights and samples
+that lie in `work` are kept in the same way, so that they need not be made again.
 """
 
 import io
+import json
 import os
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import cyclopts
+from safetensors import safe_open
+from safetensors.torch import save
 
 import catalog
-from catalog import CatalogError
+from catalog import Catalog, CatalogError
 from flows import probe
-from flows.home import HOME, RESULTS
+from flows.agenda import Errand, Item, agenda_of, spec_of
+from flows.cell import metadata, target
+from flows.home import HOME, RESULTS, WORK
 from flows.ledger import Record, Stale, read_floors, read_records, stale
-from flows.records import commit, provenance, read_json, write_json
-from flows.study import main, spec_hash
+from flows.records import commit, provenance, read_json, write_bytes, write_json
+from flows.study import FULL, main, spec_hash, study, techniques_on
 
 Outcome = Literal["same", "moved", "made by other code", "cannot run"]
 KEPT = ("methods", "steps", "seeds", "budget", "fidelity")
@@ -53,6 +59,38 @@ def stale_cells(records: Mapping[str, Mapping[str, Record]], old: Stale) -> dict
             for name in old[bed][id]:
                 found.setdefault(bed, {})[name] = {key: record["cells"][name][key] for key in KEPT}
     return found
+
+
+def stale_files(known: Catalog, bed: str, errand: Errand) -> dict[Path, Item]:
+    """The files of weights and samples of a bed's cells that were not made by the code of today."""
+    studies = [study(known, bed, id) for id in techniques_on(known, bed)]
+    found: dict[Path, Item] = {}
+    for item in agenda_of(studies):
+        if item.step in ("train", "compress", "sample"):
+            path, wanted = target(spec_of(item, FULL), item.step, errand.place, item.seed, item.block)
+            if metadata(path).get("fingerprint", wanted) != wanted:
+                found[path] = item
+    return found
+
+
+def cell_of(item: Item) -> dict[str, Any]:
+    """What a probe must know of the cell of an item."""
+    spec = spec_of(item, FULL)
+    seeds = {"train": [seed for seed, _ in spec.blocks], "sample": [block for _, block in spec.blocks]}
+    return {**spec.cell.model_dump(), "seeds": seeds, "budget": spec.budget, "fidelity": spec.fidelity}
+
+
+def keep_files(files: Iterable[Path], before: Mapping[str, Any], now: Mapping[str, Any], since: str) -> int:
+    """Give files of cells that did not move the fingerprints of today; returns how many."""
+    same = [name for name in before if "digest" in before[name] and before[name]["digest"] == now[name].get("digest")]
+    today = {old: now[name]["files"][key] for name in same for key, old in before[name]["files"].items()}
+    kept = [path for path in files if metadata(path)["fingerprint"] in today]
+    for path in kept:
+        with safe_open(path, "pt") as file:
+            tensors, note = {name: file.get_tensor(name) for name in file.keys()}, metadata(path)  # noqa: SIM118
+        note |= {"fingerprint": today[note["fingerprint"]], "revalidated": since}
+        write_bytes(path, save(tensors, {"note": json.dumps(note, sort_keys=True)}))
+    return len(kept)
 
 
 def judge(recorded: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Answer:
@@ -120,20 +158,29 @@ app = cyclopts.App(name="python -m flows.revalidate", help=__doc__, help_format=
 
 
 @app.default
-def revalidate(since: str, *, bed: str | None = None, results: Path = RESULTS) -> None:
+def revalidate(since: str, *, bed: str | None = None, work: Path = WORK, results: Path = RESULTS) -> None:
     """Compare the code of `since` with the code that is checked out, on every stale cell of `bed`, or of all beds."""
     if provenance()["dirty"]:
         raise CatalogError("There are changes that are not committed: results are kept from commit to commit.")
-    known = catalog.load()
-    records = {name: found for name, found in read_records(results).items() if bed in (None, name)}
+    known, errand = catalog.load(), Errand(FULL, work, results)
+    records = read_records(results)
     cells = stale_cells(records, stale(known, records, read_floors(results)))
-    before, now = probe_both(cells, since) if cells else ({}, {})
-    for name, found in records.items():
+    beds = [bed] if bed else list(known.beds)
+    files = {name: stale_files(known, name, errand) for name in beds if known.bed(name).network}
+    asked = {
+        name: {item.what: cell_of(item) for item in files.get(name, {}).values()} | cells.get(name, {}) for name in beds
+    }
+    before, now = probe_both(asked, since) if any(asked.values()) else ({}, {})
+    for name in filter(asked.get, beds):
+        found = records.get(name, {})
         recorded = {cell: r["cells"][cell]["fingerprints"]["cell"] for r in found.values() for cell in r["cells"]}
         answers = {cell: judge(recorded[cell], before[name][cell], now[name][cell]) for cell in cells.get(name, {})}
         for id in found:
             keep(results / name / f"{id}.json", answers, since)
         report(name, found, answers)
+        if files.get(name):
+            count = keep_files(files[name], before[name], now[name], since)
+            print(f"{name}: {count} of {len(files[name])} files of weights and samples are kept.")
 
 
 def report(bed: str, records: Mapping[str, Record], answers: Mapping[str, Answer]) -> None:

@@ -1,19 +1,23 @@
 """Results are kept over a change of code that moves no number, and over no other."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import made_up
 import pytest
+import torch
+from safetensors.torch import load_file, save
 
 import catalog
 from catalog import Catalog, Cell
-from flows.cell import Workplace
+from flows.agenda import agenda_of, spec_of
+from flows.cell import Workplace, metadata, target
 from flows.pool import to_measure
-from flows.probe import probe
-from flows.records import read_json, write_json
-from flows.revalidate import KEPT, Answer, judge, keep, probe_both
-from flows.study import spec_hash, techniques_on
+from flows.probe import files, probe
+from flows.records import read_json, write_bytes, write_json
+from flows.revalidate import KEPT, Answer, cell_of, judge, keep, keep_files, probe_both
+from flows.study import FULL, spec_hash, study, techniques_on
 from methods.inference.ode_solver import ddim
 
 
@@ -83,3 +87,27 @@ def test_only_what_is_stale_or_missing_is_measured_again(known: Catalog, tmp_pat
     write_json(changed, content)
     write_json(failed, read_json(failed) | {"status": "failed", "cells": {}})
     assert to_measure(known, "mixture", tmp_path) == ids[:4]
+
+
+def test_files_of_cells_that_did_not_move_are_kept(tmp_path: Path) -> None:
+    weights, paths = {"weight": torch.arange(6.0)}, [tmp_path / f"{name}.safetensors" for name in ("same", "moved")]
+    for path in paths:
+        write_bytes(path, save(weights, {"note": json.dumps({"fingerprint": f"old {path.stem}", "images": 64})}))
+    before = {name: {"digest": "1", "files": {"train 0": f"old {name}"}} for name in ("same", "moved")}
+    now = {name: {"digest": digest, "files": {"train 0": "new"}} for name, digest in (("same", "1"), ("moved", "2"))}
+    assert keep_files(paths, before | {"gone": {"error": "no"}}, now | {"gone": {"error": "no"}}, "1234") == 1
+    assert metadata(paths[0]) == {"fingerprint": "new", "images": 64, "revalidated": "1234"}
+    assert metadata(paths[1]) == {"fingerprint": "old moved", "images": 64}
+    assert torch.equal(load_file(paths[0])["weight"], weights["weight"])
+
+
+def test_a_probe_knows_the_fingerprint_of_every_file(known: Catalog, tmp_path: Path) -> None:
+    item = next(item for item in agenda_of([study(known, "digits", "diff_pruning")]) if item.step == "compress")
+    spec, place = spec_of(item, FULL), Workplace(tmp_path)
+    wanted = {
+        " ".join(map(str, [step, *part])): target(spec, step, place, *part)[1]
+        for seed, block in spec.blocks
+        for step, part in (("train", (seed,)), ("compress", (seed,)), ("sample", (seed, block)))
+    }
+    assert files(spec) == wanted
+    assert cell_of(item)["seeds"] == {"train": [0, 1, 2, 3, 4], "sample": [0, 1, 2, 3, 4]}

@@ -39,15 +39,18 @@ from flows.agenda import Errand, Item, Row, make
 from flows.artifacts import Progress, show_record
 from flows.cell import Spec
 from flows.forms import KNOWN, errand_of, form
-from flows.home import TRIES
+from flows.home import SETTINGS, TRIES
 from flows.records import read_json
 from flows.study import Effort
 from methods.core import run
 
-SHORTEST, LONGEST = 60.0, 900.0
-"""Seconds that a batch takes at least, where there is enough to do, and at most, so that little is lost with it."""
+SHORTEST, LONGEST = 300.0, 900.0
+"""Seconds that a batch takes at least, so that the ten it needs to begin are few, and at most, so that little is lost.
+
+Where everybody's share is shorter, that is what they get.
+"""
 ROUNDS = 4
-"""Batches per worker that what can be done now is cut into, so that the others need not wait for a slow one."""
+"""Batches in a row that everybody's share is cut into, so that the others need not wait for a slow one."""
 EVERY = 2.0
 """Seconds between two looks at the runs that are under way."""
 PATIENCE = 300.0
@@ -155,9 +158,10 @@ class Workers:
     """Why nobody watches any more."""
 
     def length(self, ready: Sequence[Item]) -> float:
-        """Batches of about equal length: a few for every worker, none shorter or longer than it should be."""
-        fair = sum(map(self.errand.weight, ready)) / (ROUNDS * max(workers(self.pool), 1))
-        return min(max(fair, SHORTEST * self.rate), LONGEST * self.rate)
+        """Batches of about equal length: a few for everybody, none shorter or longer than it should be."""
+        at_once = max(workers(self.pool), 1) * (SETTINGS.jobs if self.pool == "cpu" else 1)
+        share = sum(map(self.errand.weight, ready)) / at_once
+        return min(max(share / ROUNDS, min(share, SHORTEST * self.rate)), LONGEST * self.rate)
 
     def submit(self, items: Sequence[Item]) -> "Future[list[Row]]":
         if self.error is not None:

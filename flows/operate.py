@@ -364,7 +364,7 @@ def worker(*, pool: Pool, device: int = 0) -> None:
     """
     require_server()
     limits = {"control": [], "cpu": ["--limit", str(SETTINGS.jobs)], "gpu": ["--limit", "1"]}
-    name = worker_name(f"gpu-{device}" if pool == "gpu" else pool)
+    name = worker_name(f"gpu-{device}" if pool == "gpu" else pool, kept="SUPERVISOR_ENABLED" in os.environ)
     told = os.environ | {
         "ATLAS_HOME": str(HOME), "PREFECT_API_URL": api(), "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": cuda_device(device) if pool == "gpu" else "",
@@ -374,9 +374,9 @@ def worker(*, pool: Pool, device: int = 0) -> None:
     os.execve(sys.executable, [*command, *limits[pool]], told)
 
 
-def worker_name(program: str) -> str:
-    """What a worker is called: it says where it runs, and stays the same when it is started again."""
-    return f"{socket.gethostname()}-{program}"
+def worker_name(program: str, *, kept: bool = True) -> str:
+    """What a worker is called: where it runs and, unless `up` keeps it, which process: one may start several."""
+    return f"{socket.gethostname()}-{program}" + ("" if kept else f"-{os.getpid()}")
 
 
 def cuda_device(index: int) -> str:

@@ -63,20 +63,19 @@ def make_all(items: Sequence[Item], errand: Errand) -> list[Row]:
     return [make(item, errand) for item in items]
 
 
-def survey(bed: str, spend: Effort, jobs: int, work: Path, results: Path, only_stale: bool = False) -> list[str]:
-    """Measure every technique of a bed, or those to be measured again; returns the failures.
+def survey(bed: str, ids: Sequence[str], spend: Effort, jobs: int, work: Path, results: Path) -> list[str]:
+    """Measure techniques on a bed; returns the failures.
 
     A whole survey says where the time went in `survey.cost.json`.
     """
     known, started = catalog.load(), time.monotonic()
-    ids = to_measure(known, bed, results) if only_stale else techniques_on(known, bed)
     studies = [study(known, bed, id, spend) for id in ids]
     if not studies:
         return []
     errand = Errand(spend, work, results, known.digest)
     with Processes(jobs, errand) as crew, Display(f"survey of {len(studies)} on {bed}", 0.0) as display:
         rows = measure(studies, errand, crew, display.follow)
-    if spend == FULL and not only_stale:
+    if spend == FULL and list(ids) == techniques_on(known, bed):
         write_table(bed, rows, jobs, time.monotonic() - started, results)
     return failures(rows)
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
 import cyclopts
 import torch
+from cyclopts import Parameter
 
 import catalog
 from catalog import Bed, Catalog, CatalogError, Cell, Seeds, cell_name
@@ -291,6 +292,7 @@ def floor_of(*, bed: str = "digits", work: Path = WORK, results: Path = RESULTS)
 def everything(
     *,
     bed: str = "digits",
+    methods: Annotated[list[str], Parameter(consume_multiple=True)] = [],
     jobs: int = 2,
     budget: float = 1.0,
     blocks: int | None = None,
@@ -298,16 +300,27 @@ def everything(
     work: Path | None = None,
     results: Path | None = None,
 ) -> None:
-    """Measure every technique of a bed with several processes of one thread each, and say where the time went.
+    """Measure every technique of a bed, or those named, with several processes of one thread each.
 
-    `only_stale` leaves out those whose record was made by the code and the catalog of today. `budget` scales every
-    training, `blocks` limits the sampling seeds: for a quick look, into `work/quick`.
+    A whole survey says where the time went. `only_stale` leaves out those whose record was made by the code and the
+    catalog of today. `budget` scales every training, `blocks` limits the sampling seeds: for a quick look, into
+    `work/quick`.
     """
-    from flows.pool import survey  # which is made of studies
+    from flows.pool import survey, to_measure  # which are made of studies
 
     spend = Effort(budget, blocks)
     place, records = (WORK, RESULTS) if spend == FULL else (QUICK, QUICK / "results")
-    failed = survey(bed, spend, jobs, work or place, results or records, only_stale)
+    work, results = work or place, results or records
+    known = catalog.load()
+    there = techniques_on(known, bed)
+    for id in methods:
+        if id not in there:
+            raise CatalogError(f"{id} does not run on {bed}; what does: {', '.join(there)}.")
+    asked = to_measure(known, bed, results) if only_stale else there
+    ids = [id for id in asked if not methods or id in methods]
+    if not ids:
+        print("Every record is current: there is nothing to measure.")
+    failed = survey(bed, ids, spend, jobs, work, results)
     if failed:
         sys.exit("\n".join(failed))
 

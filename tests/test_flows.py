@@ -40,6 +40,7 @@ from flows import (
 from flows.agenda import Errand, Item, Row
 from flows.cell import Spec, Workplace
 from flows.records import Damaged, read_json
+from flows.scale import Resting
 from flows.study import Effort
 from methods.core.identity import training_fingerprint
 
@@ -426,3 +427,23 @@ def test_a_batch_that_crashes_before_it_begins_is_handed_out_again(prefect_serve
         client.set_flow_run_state(id, Crashed(message="Its worker was killed."), force=True)
         workers.look()
     assert [row["reason"] for row in future.result(timeout=1)] == [f"{item}: Its worker was killed."]
+
+
+@pytest.mark.parametrize(
+    ("cells", "seconds", "workers", "length"),
+    [(300, 1, 1, 300), (24, 10, 1, 240), (24, 10, 2, 120), (100, 60, 2, 750), (100, 600, 2, 900), (1, 5, 2, 2.5)],
+)
+def test_batches_are_long_enough_to_begin_and_short_enough_to_share(
+    cells: int, seconds: int, workers: int, length: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fan_out, "workers", lambda pool: workers)
+    monkeypatch.setattr(home.SETTINGS, "jobs", 1)
+    ready = [Item("rest", "none", f"cell {i}", str(seconds)) for i in range(cells)]
+    assert fan_out.Workers("cpu", Resting(study.FULL, tmp_path, tmp_path), 1.0).length(ready) == length
+
+
+def test_what_does_not_run_on_a_bed_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        study.main(study.app, ["all", "--bed", "mixture", "--methods", "ddim", "deepcache"])
+    assert stop.value.code == 2
+    assert "deepcache does not run on mixture; what does: baseline, ddim" in capsys.readouterr().err

@@ -9,8 +9,12 @@ from jaxtyping import install_import_hook
 
 install_import_hook(["methods"], "beartype.beartype")
 
+import shutil
+from collections.abc import Iterator
+
 import pytest
 import torch
+from playwright.sync_api import Browser, sync_playwright
 
 torch.set_num_threads(1)
 
@@ -28,3 +32,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium as the system has it."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    with sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()

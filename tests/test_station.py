@@ -4,13 +4,12 @@ Slow: everything of `make up` runs in a checkout of its own, on ports of its own
 """
 
 import re
-import shutil
 import signal
 import time
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 from station import Station, new_checkout, operated, processes
 
 pytestmark = pytest.mark.slow
@@ -26,17 +25,6 @@ def station(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Station]:
     finally:
         operated(environment, "down")
     assert processes(environment["ATLAS_HOME"]) == set()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def test_what_is_impossible_is_answered_in_seconds_by_one_sentence(station: Station) -> None:

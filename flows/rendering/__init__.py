@@ -17,6 +17,8 @@ from flows.ledger import EXACT_UNITS, STATUSES
 from flows.records import write_bytes
 from flows.rendering.atlas import Atlas
 from flows.rendering.equations import equations
+from flows.rendering.frontier import AXES, LEVEL, axis_title
+from flows.rendering.interactive import DATA, script
 from flows.rendering.measured import COST
 from flows.rendering.numbers import capital, day, exact, grouped, percent, plural, probability, short
 from flows.rendering.procedures import BIAS, BREAK_EVEN, INTERVALS, RESOLUTION
@@ -34,7 +36,7 @@ HOME_BED = "digits"
 def render(catalog: Catalog, results: Path, out: Path) -> list[Path]:
     """Write the site into `out` and return its files. Raises Damaged for a record that cannot be read."""
     atlas = Atlas(catalog, results)
-    files = dict([*static(), *pages(atlas), *tables(atlas), *copies(atlas)])
+    files = dict([*static(), *pages(atlas), *tables(atlas), (DATA, script(atlas)), *copies(atlas)])
     files[MANIFEST] = dump(sorted([*files, MANIFEST]))
     previous = json.loads((out / MANIFEST).read_text()) if (out / MANIFEST).exists() else []
     for name, content in sorted(files.items()):
@@ -59,6 +61,8 @@ def pages(atlas: Atlas) -> Iterator[tuple[str, bytes]]:
     catalog = atlas.catalog
     yield page("index.html", "index", bed=atlas.beds[HOME_BED])
     yield page("taxonomy.html", "taxonomy")
+    yield page("frontier.html", "frontier")
+    yield page("compare.html", "compare")
     yield page("claims.html", "claims")
     yield page("beds.html", "beds")
     yield page("methods.html", "methods")
@@ -82,20 +86,21 @@ def templates() -> Environment:
     )
     environment.filters.update(
         exact=exact, grouped=grouped, title_of=title, mathml=Markup, percent=percent, step_title=step_title,
-        equations=equations, probability=probability, short=short, capital=capital, day=day,
+        axis_title=axis_title, equations=equations, probability=probability, short=short, capital=capital, day=day,
     )  # fmt: skip
     environment.globals.update(
         METRICS=METRICS, COSTS=COSTS, MACHINE=MACHINE, STATUSES=STATUSES, COST=COST, UNITS=UNITS,
         EXACT_UNITS=EXACT_UNITS, INTERVALS=INTERVALS, BIAS=BIAS, RESOLUTION=RESOLUTION, BREAK_EVEN=BREAK_EVEN,
-        plural=plural,
+        plural=plural, AXES=AXES, LEVEL=LEVEL, DATA=DATA,
     )  # fmt: skip
     return environment
 
 
 def static() -> Iterator[tuple[str, bytes]]:
-    """Style sheet, script and icon."""
-    for path in sorted((SITE / "static").iterdir()):
-        yield f"static/{path.name}", path.read_bytes()
+    """Style sheet, scripts and icon; what others wrote lies in `vendor`, with its licence."""
+    for path in sorted((SITE / "static").rglob("*")):
+        if path.is_file():
+            yield path.relative_to(SITE).as_posix(), path.read_bytes()
 
 
 def copies(atlas: Atlas) -> Iterator[tuple[str, bytes]]:

@@ -1,17 +1,19 @@
 """What all pages share: techniques, beds and claims of the whole site; templates only lay it out."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from urllib.parse import quote
 
 from catalog import Area, Bed, Family, Technique
 from flows.ledger import FALSE_DISCOVERIES, Status, tally
-from flows.rendering import beds, spent, technique
+from flows.rendering import beds, frontier, spent, technique
 from flows.rendering.beds import BedView, Row
 from flows.rendering.charts import Chart
 from flows.rendering.claims import ClaimView, Withdrawn, withdrawn
 from flows.rendering.comparison import Difference, at_equal
+from flows.rendering.frontier import AXES, Entrant, Place, standings
 from flows.rendering.measured import BASELINE, COST, NARROW, Measured, datum
 from flows.rendering.numbers import Record, percent
 from flows.rendering.quantities import main_metric
@@ -119,6 +121,19 @@ class Atlas(Measured):
             for number, view in enumerate(self.techniques.values(), 1)
             for on in view.beds
             if on.bed.name == bed.name
+        ]
+
+    def entrants(self, bed: Bed) -> list[Entrant]:
+        """The rows of a bed's frontier."""
+        return frontier.entrants(self, bed)
+
+    def standings(self, bed: Bed, axes: Sequence[str] = AXES) -> list[tuple[Entrant, dict[str, Place]]]:
+        """Every technique of a bed with where it stands by the bed's main metric, for each cost it has."""
+        rows = self.entrants(bed)
+        by_axis = {axis: standings(rows, main_metric(bed), axis) for axis in axes}
+        found = {axis: {id(place.entrant): place for place in places} for axis, places in by_axis.items()}
+        return [
+            (row, {axis: found[axis][id(row)] for axis in axes if id(row) in found[axis]}) for row in rows if row.id
         ]
 
     def frontier(self, bed: Bed) -> tuple[Chart, Chart] | None:

@@ -232,6 +232,12 @@ COSTS = {
     "one_off_macs": Cost("One-off MACs", "Multiply-accumulates of that preparation, extrapolated in the same way."),
 }
 
+SUMS = {
+    "preparation_macs": Cost(
+        "Preparation MACs", "Training and one-off MACs together: what is spent before the first sample."
+    )
+}
+
 MACHINE = {
     "latency": Cost(
         "Latency",
@@ -254,7 +260,7 @@ MACHINE = {
 
 def title(key: str) -> str:
     """The name of a metric or cost."""
-    known = METRICS.get(key) or COSTS.get(key) or MACHINE.get(key)
+    known = METRICS.get(key) or COSTS.get(key) or SUMS.get(key) or MACHINE.get(key)
     return known.title if known else key
 
 

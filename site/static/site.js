@@ -34,3 +34,56 @@ function sort(body, column, ascending) {
   });
   body.append(...rows);
 }
+
+// The search of every page leads to the list of techniques, which keeps what has all the words.
+const asked = (new URLSearchParams(location.search).get("q") ?? "").trim();
+const found = document.getElementById("found");
+if (found && asked) search(asked);
+
+function search(text) {
+  const words = plain(text).split(/\s+/);
+  let count = 0;
+  for (const shelf of document.querySelectorAll(".shelf")) {
+    const works = [...shelf.querySelectorAll("[data-text]")];
+    for (const work of works) work.hidden = !words.every((word) => plain(work.dataset.text).includes(word));
+    count += works.filter((work) => !work.hidden).length;
+    shelf.hidden = works.every((work) => work.hidden);
+  }
+  for (const area of document.querySelectorAll(".area")) {
+    area.hidden = [...area.querySelectorAll(".shelf")].every((shelf) => shelf.hidden);
+  }
+  document.querySelector(".find input").value = text;
+  found.append(`${count} ${count === 1 ? "technique" : "techniques"} that run here match “${text}”. `);
+  const all = document.createElement("a");
+  all.href = location.pathname;
+  all.append("Show all");
+  found.append(all);
+  found.hidden = false;
+}
+
+function plain(text) {
+  return text.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCase();
+}
+
+// The ledger: rows that the chosen verdict, area, scale and bed leave.
+const ledger = document.getElementById("ledger-filter");
+if (ledger) {
+  ledger.hidden = false;
+  const rows = [...document.querySelectorAll(".ledger tbody tr")];
+  const filter = () => {
+    const chosen = [...new FormData(ledger)].filter(([, value]) => value);
+    for (const row of rows) row.hidden = !chosen.every(([name, value]) => row.dataset[name] === value);
+    for (const section of document.querySelectorAll(".verdict")) {
+      const kept = [...section.querySelectorAll("tbody tr")].filter((row) => !row.hidden).length;
+      section.hidden = chosen.length > 0 && kept === 0;
+      section.querySelector(".count").textContent = kept;
+    }
+    const left = rows.filter((row) => !row.hidden).length;
+    document.getElementById("ledger-count").textContent = chosen.length ? `${left} of ${rows.length} claims.` : "";
+  };
+  const params = new URLSearchParams(location.search);
+  for (const select of ledger.elements) if (params.has(select.name)) select.value = params.get(select.name);
+  ledger.addEventListener("change", filter);
+  ledger.addEventListener("submit", (event) => event.preventDefault());
+  filter();
+}

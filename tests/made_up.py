@@ -4,15 +4,18 @@ On digits every technique has a record but one, and one of them failed; on mnist
 """
 
 import hashlib
+import json
 import random
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from catalog import Catalog, Cell, Seeds, cell_name
+from catalog import Catalog, Cell, Seeds, Technique, cell_name
 from flows.cell import Spec
 from flows.history import terms_of
 from flows.records import write_json
@@ -148,3 +151,30 @@ def metric(key: str, mean: float, rng: random.Random) -> dict[str, Any]:
     errors = {"errors": [abs(mean) / 10] * 5} if key in ("kid", "mmd") else {}
     interval = {"mean": middle, "low": middle - half, "high": middle + half}
     return {"values": values, **interval, "unit": UNITS[key], "blocks": 5, **errors}
+
+
+class Twin(Technique):
+    """A technique under another id, run by the same function."""
+
+    @property
+    def original(self) -> str:
+        return self.id.rpartition("_twin")[0]
+
+    @property
+    def module(self) -> str:
+        return f"methods.{self.area}.{self.family}.{self.original}"
+
+    def call(self, params: dict[str, Any], bed: str | None = None) -> Any:
+        return getattr(import_module(self.module), self.original)(**self.resolve(params, bed))
+
+
+def crowd(known: Catalog, count: int) -> Catalog:
+    """The catalog filled up to so many techniques with twins of those it has."""
+    many = dict(known.techniques)
+    for number in range(count):
+        for id, technique in known.techniques.items():
+            if len(many) < count:
+                text = json.dumps(technique.model_dump(mode="json", by_alias=True, exclude_none=True))
+                twin = Twin.model_validate(json.loads(text.replace(f'"{id}"', f'"{id}_twin{number}"')))
+                many[twin.id] = twin
+    return replace(known, techniques=many)

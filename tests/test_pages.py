@@ -125,7 +125,7 @@ def test_a_row_that_is_there_already_is_named_and_a_missing_one_has_its_reason(s
 def test_what_did_not_fire_gets_no_verdict(site: Path) -> None:
     page = text((site / f"t/{made_up.SILENT}.html").read_text())
     assert "did not fire: no verdict rests on it" in page and "One whose counters read zero gets no verdict" in page
-    judged = json.loads((site / "data/claims.json").read_text())
+    judged = json.loads((site / "data/ledger.json").read_text())
     own = [each for each in judged if each["technique"] == made_up.SILENT and each["arm"] == made_up.SILENT]
     assert own and {each["status"] for each in own} == {"not tested"}
 
@@ -178,7 +178,7 @@ def test_what_one_machine_took_stands_apart_with_the_machine(site: Path, results
 
 
 def test_a_stale_verdict_says_why_and_a_current_one_does_not(site: Path) -> None:
-    judged = json.loads((site / "data/claims.json").read_text())
+    judged = json.loads((site / "data/ledger.json").read_text())
     old = [each for each in judged if each["stale"]]
     assert {each["technique"] for each in old} == {made_up.STALE}
     for id, count in ((made_up.STALE, len(old)), ("ddim", 0)):
@@ -204,7 +204,7 @@ def test_terms_changed_after_a_run_are_shown_before_and_after(site: Path, known:
 
 
 def test_the_ledger_counts_what_was_tested_and_what_the_correction_took_back(site: Path) -> None:
-    judged = json.loads((site / "data/claims.json").read_text())
+    judged = json.loads((site / "data/ledger.json").read_text())
     reached = [each["verdict"] for each in judged if each["verdict"]]
     tested = [verdict for verdict in reached if verdict["adjusted"] is not None]
     back = sum(verdict["p"] <= 0.05 < verdict["adjusted"] for verdict in tested)
@@ -214,7 +214,7 @@ def test_the_ledger_counts_what_was_tested_and_what_the_correction_took_back(sit
 
 
 def test_a_claim_shows_what_its_verdict_rests_on(site: Path) -> None:
-    judged = json.loads((site / "data/claims.json").read_text())
+    judged = json.loads((site / "data/ledger.json").read_text())
     tested = [each for each in judged if each["verdict"] and each["verdict"]["adjusted"] is not None]
     assert len(tested) > 20
     for each in tested:
@@ -341,3 +341,29 @@ def test_a_quick_look_has_no_intervals_and_no_words(known: Catalog, tmp_path: Pa
     bed = text(section(tmp_path / "site", "beds.html", "bed-digits", "</section>"))
     assert "not known: one training seed" in bed and "pairs of neighbouring" not in bed and "Block i" not in bed
     assert "trained with 10 % of the budget of digits" in text((tmp_path / "site/index.html").read_text())
+
+
+def test_tables_are_what_the_data_package_says(site: Path) -> None:
+    package = json.loads((site / "data/datapackage.json").read_text())
+    assert {resource["name"] for resource in package["resources"]} >= {"results", "claims", "frontier", "machine"}
+    read = {"number": float, "integer": int, "string": str}
+    for resource in package["resources"]:
+        fields = resource["schema"]["fields"]
+        path = site / "data" / resource["path"]
+        lines = list(csv.DictReader(path.read_text().splitlines()))
+        assert lines and list(lines[0]) == [field["name"] for field in fields]
+        assert all(field["description"] for field in fields)
+        rows = json.loads(path.with_suffix(".json").read_text())
+        for line, row in zip(lines, rows, strict=True):
+            for field in fields:
+                text, value = line[field["name"]], row[field["name"]]
+                assert value is None if text == "" else read[field["type"]](text) == value
+
+
+def test_the_first_page_names_what_was_measured_last(site: Path, results: Path) -> None:
+    page = (site / "index.html").read_text()
+    newest = re.findall(r'<time datetime="([^"]+)">', page)
+    known = [
+        json.loads(path.read_text())["when"] for path in results.glob("*/*.cost.json") if path.stem != "survey.cost"
+    ]
+    assert newest and newest == sorted(newest, reverse=True) and newest[0] == max(known)

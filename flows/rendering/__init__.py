@@ -15,6 +15,7 @@ from markupsafe import Markup
 from catalog import Catalog
 from flows.ledger import EXACT_UNITS, STATUSES
 from flows.records import write_bytes
+from flows.rendering import tables
 from flows.rendering.atlas import Atlas
 from flows.rendering.equations import equations
 from flows.rendering.frontier import AXES, LEVEL, axis_title
@@ -24,7 +25,6 @@ from flows.rendering.numbers import capital, day, exact, grouped, percent, plura
 from flows.rendering.procedures import BIAS, BREAK_EVEN, INTERVALS, RESOLUTION
 from flows.rendering.quantities import COSTS, MACHINE, METRICS, title
 from flows.rendering.spent import step_title
-from flows.rendering.tables import dump, tables
 from methods.measure.reference import UNITS
 
 SITE = Path(__file__).parents[2] / "site"
@@ -36,8 +36,8 @@ HOME_BED = "digits"
 def render(catalog: Catalog, results: Path, out: Path) -> list[Path]:
     """Write the site into `out` and return its files. Raises Damaged for a record that cannot be read."""
     atlas = Atlas(catalog, results)
-    files = dict([*static(), *pages(atlas), *tables(atlas), (DATA, script(atlas)), *copies(atlas)])
-    files[MANIFEST] = dump(sorted([*files, MANIFEST]))
+    files = dict([*static(), *pages(atlas), *tables.files(atlas), (DATA, script(atlas)), *copies(atlas)])
+    files[MANIFEST] = tables.dump(sorted([*files, MANIFEST]))
     previous = json.loads((out / MANIFEST).read_text()) if (out / MANIFEST).exists() else []
     for name, content in sorted(files.items()):
         path = out / name
@@ -67,7 +67,7 @@ def pages(atlas: Atlas) -> Iterator[tuple[str, bytes]]:
     yield page("beds.html", "beds")
     yield page("methods.html", "methods")
     yield page("survey/index.html", "surveys")
-    yield page("data/index.html", "data", copied=[name for name, _ in copies(atlas)])
+    yield page("data/index.html", "data", tables=tables.TABLES, copied=[name for name, _ in copies(atlas)])
     for key, survey in catalog.surveys.items():
         yield page(f"survey/{key}.html", "survey", survey=survey)
     for id, view in atlas.techniques.items():

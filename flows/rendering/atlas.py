@@ -99,6 +99,13 @@ class Atlas(Measured):
         found = [(view.bed, self.file(view.bed.name, "survey.cost.json")) for view in self.beds.values()]
         return [spent.view(bed, content) for bed, content in found if content]
 
+    def newest(self, count: int = 6) -> list[tuple[TechniqueView, OnBed]]:
+        """What was measured last."""
+        found = [(view, on) for view in self.techniques.values() for on in view.beds if on.provenance]
+        return sorted(found, key=lambda each: each[1].provenance.when if each[1].provenance else "", reverse=True)[
+            :count
+        ]
+
     def shelves(self, area: Area) -> list[Shelf]:
         """The families of an area."""
         return [self._shelf(area, family) for family in area.families]

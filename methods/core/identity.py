@@ -109,6 +109,7 @@ def _tree(module: str) -> ast.Module:
     return ast.parse(source_file(module).read_text())
 
 
+@cache
 def _imports(module: str) -> list[str]:
     nodes = [
         n for n in ast.walk(_tree(module)) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("methods")
@@ -116,6 +117,7 @@ def _imports(module: str) -> list[str]:
     return sorted({n.module for n in nodes if n.module})
 
 
+@cache
 def _code(module: str) -> str:
     tree = _tree(module)
     for node in ast.walk(tree):

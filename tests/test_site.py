@@ -18,7 +18,7 @@ from catalog import Catalog
 from flows.rendering import SITE, render, templates
 from methods.measure.reference import UNITS
 
-VOID = {"area", "br", "hr", "img", "input", "link", "meta", "path", "circle"}
+VOID = {"area", "br", "wbr", "hr", "img", "input", "link", "meta", "path", "circle"}
 
 
 @pytest.fixture(scope="module")

@@ -69,8 +69,8 @@ function show() {
   draw(places, metric, cost);
 }
 
-function list(places, metric, cost, kept = null) {
-  const shown = places.filter(({ row }) => kept === null || inside(row, metric, cost, kept));
+function list(places, metric, cost, kept = null, points = []) {
+  const shown = places.filter((_, index) => kept === null || inside(points[index], kept));
   document.querySelector("#standing tbody").replaceChildren(...shown.map(({ row, standing, by }) => {
     const line = document.createElement("tr");
     const name = element("th", named(row));
@@ -84,9 +84,9 @@ function list(places, metric, cost, kept = null) {
   document.getElementById("kept").textContent = kept === null ? "" : `${shown.length} of ${places.length} rows.`;
 }
 
-function inside(row, metric, cost, kept) {
+function inside(point, kept) {
   const within = (value, ends) => !ends || (value >= Math.min(...ends) && value <= Math.max(...ends));
-  return within(row.costs[cost].value, kept.x) && within(row.qualities[metric].value, kept.y);
+  return within(point.at, kept.x) && within(point.quality, kept.y);
 }
 
 function named(row) {
@@ -114,7 +114,7 @@ function element(tag, content, className = "") {
 
 function draw(places, metric, cost) {
   const turn = ++drawing;
-  const points = places.map(({ row, standing, by }) => point(row, standing, by, metric, cost));
+  const points = apart(places.map(({ row, standing, by }) => point(row, standing, by, metric, cost)));
   const holder = document.getElementById("chart");
   vegaEmbed(holder, chart(points, metric, cost), { actions: false, renderer: "svg" }).then(({ view }) => {
     if (turn !== drawing) return view.finalize();
@@ -122,8 +122,8 @@ function draw(places, metric, cost) {
     holder.setAttribute("aria-label", `${document.getElementById("live-title").textContent}: ${bounds}`);
     holder.querySelector("svg").setAttribute("aria-hidden", "true"); // one name for all of it; the table says the rest
     view.addSignalListener("brush", (_, brush) => {
-      const ends = { x: brush.cost, y: brush.quality };
-      list(places, metric, cost, ends.x || ends.y ? ends : null);
+      const ends = { x: brush.at, y: brush.quality };
+      list(places, metric, cost, ends.x || ends.y ? ends : null, points);
     });
   });
 }
@@ -140,6 +140,19 @@ function point(row, standing, by, metric, cost) {
   };
 }
 
+// Techniques of equal cost side by side, so that their bars can be told apart; `at` is where they are drawn.
+function apart(points) {
+  const costs = points.map((p) => p.cost);
+  const room = 0.012 * (Math.max(...costs) - Math.min(...costs));
+  for (const p of points) {
+    const column = points.filter((other) => other.kind === "technique" && other.cost === p.cost);
+    column.sort((a, b) => a.quality - b.quality);
+    const place = p.kind === "technique" ? column.indexOf(p) % 5 - (Math.min(column.length, 5) - 1) / 2 : 0;
+    p.at = Math.min(...costs) > 0 ? p.cost * 1.018 ** place : p.cost + room * place;
+  }
+  return points;
+}
+
 // A Vega-Lite chart: the baseline as a line with its band, techniques as points with bars, the front named.
 function chart(points, metric, cost) {
   const style = getComputedStyle(document.documentElement);
@@ -148,7 +161,7 @@ function chart(points, metric, cost) {
   const quality = ATLAS.metrics[metric];
   const log = (values) => (values.every((value) => value > 0) ? "log" : "linear");
   const x = {
-    field: "cost", type: "quantitative", title: ATLAS.costs[cost],
+    field: "at", type: "quantitative", title: ATLAS.costs[cost],
     scale: { type: log(points.map((p) => p.cost)), nice: false, padding: 14 }, axis: { format: "~s", grid: false },
   };
   const kind = log(points.flatMap((p) => [p.low, p.quality]));
@@ -170,7 +183,7 @@ function chart(points, metric, cost) {
     layer: [
       { ...only("datum.kind === 'baseline'"), mark: { type: "area", color: soft, opacity: 0.16 }, encoding: ends },
       { ...only("datum.kind === 'baseline'"), mark: { type: "line", color: soft, point: { color: soft } },
-        encoding: { y, order: { field: "cost" }, tooltip } },
+        encoding: { y, order: { field: "at" }, tooltip } },
       { ...only("datum.kind === 'technique'"), mark: { type: "rule", color: accent, opacity: 0.5 }, encoding: ends },
       { ...only("datum.kind === 'technique'"),
         params: [{ name: "brush", select: { type: "interval", encodings: ["x", "y"] } }],

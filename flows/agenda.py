@@ -89,6 +89,11 @@ class Errand:
 class Crew(Protocol):
     """Who carries items out. What is handed over as one batch is done one after another."""
 
+    @property
+    def room(self) -> float:
+        """How many batches are handed over at once; the others wait here, where what is more urgent overtakes them."""
+        ...
+
     def length(self, ready: Sequence[Item]) -> float:
         """The weight up to which what can be done now is put into one batch; 0 for an item a batch."""
         ...
@@ -189,9 +194,16 @@ def is_page(item: Item) -> bool:
 
 
 def carry_out(agenda: Agenda, errand: Errand, crew: Crew, note: Callable[[Row, float], None]) -> list[Row]:
-    """Carry out an agenda and say of each item that it is done, with its weight; what fails stops nothing else."""
-    plan, rows = Plan(agenda), list[Row]()
+    """Carry out an agenda and say of each item that it is done, with its weight; what fails stops nothing else.
+
+    The longest trainings come first, for much waits for them; then page after page, so that records arrive early.
+    """
+    plan, rows, urgency = Plan(agenda), list[Row](), urgencies(agenda)
     running: dict[Future[list[Row]], list[Item]] = {}
+
+    def first(item: Item) -> tuple[bool, float, int]:
+        trains = item.step == "train"
+        return not trains, -errand.weight(item) if trains else 0.0, urgency[item]
 
     def done(item: Item, row: Row) -> None:
         rows.append(row)
@@ -202,9 +214,9 @@ def carry_out(agenda: Agenda, errand: Errand, crew: Crew, note: Callable[[Row, f
         for item in plan.ready():
             if row := errand.found(item):
                 done(item, row)
-        ready = sorted(plan.ready(), key=lambda item: -errand.weight(item))
+        ready = sorted(plan.ready(), key=first)
         length = crew.length(ready) if ready else 0.0
-        while ready:
+        while ready and len(running) < crew.room:
             batch = plan.take(ready, length, errand.weight)
             running[crew.submit(batch)] = batch
             ready = [item for item in ready if item in plan.open]
@@ -215,6 +227,22 @@ def carry_out(agenda: Agenda, errand: Errand, crew: Crew, note: Callable[[Row, f
             for item, row in zip(running.pop(future), future.result(), strict=True):
                 done(item, row)
     return rows
+
+
+def urgencies(agenda: Agenda) -> dict[Item, int]:
+    """The place of every item in the order that finishes one page after another, each as soon as can be."""
+    order: dict[Item, int] = {}
+
+    def put(item: Item) -> None:
+        if item not in order:
+            for need in sorted(agenda[item], key=lambda need: place[need]):
+                put(need)
+            order[item] = len(order)
+
+    place = {item: index for index, item in enumerate(agenda)}
+    for item in sorted(agenda, key=lambda item: (not is_page(item), place[item])):
+        put(item)
+    return order
 
 
 class Plan:

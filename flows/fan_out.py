@@ -5,6 +5,7 @@ machines are more workers and nothing else.
 """
 
 import json
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -156,6 +157,8 @@ class Workers:
     closed: threading.Event = field(default_factory=threading.Event)
     error: Exception | None = None
     """Why nobody watches any more."""
+    room: float = math.inf
+    """The server keeps the line: workers come and go."""
 
     def length(self, ready: Sequence[Item]) -> float:
         """Batches of about equal length: a few for everybody, none shorter or longer than it should be."""

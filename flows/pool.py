@@ -26,6 +26,8 @@ Follow = Callable[[float, float, str], None]
 class Here:
     """This process itself, one item after another."""
 
+    room = 1
+
     def __init__(self, errand: Errand) -> None:
         self.errand = errand
 
@@ -42,7 +44,7 @@ class Processes:
     """Processes of this machine, one thread each; an item is a batch of its own."""
 
     def __init__(self, jobs: int, errand: Errand) -> None:
-        self.errand = errand
+        self.errand, self.room = errand, jobs
         self.executor = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
 
     def length(self, ready: Sequence[Item]) -> float:

@@ -265,6 +265,8 @@ def test_an_item_that_cannot_be_made_is_a_reason_and_does_not_stop_the_others(tm
 class Notes:
     """Notes the batches it is asked to make, makes nothing, and fails at some."""
 
+    room = 1
+
     def __init__(self, fails: str = "", length: float = 0.0) -> None:
         self.fails, self.batch, self.made = fails, length, list[list[agenda.Item]]()
 
@@ -295,6 +297,19 @@ def test_an_agenda_is_carried_out_in_order_and_past_what_fails(tmp_path: Path, l
         assert all(len(batch) == 1 for batch in crew.made)
     if length == 1e12:
         assert len(crew.made) == 1
+
+
+def test_a_page_is_finished_before_the_next_is_begun(tmp_path: Path) -> None:
+    ids = ("baseline", "v_prediction", "deepcache")
+    whole, crew = agenda.agenda_of([study.study(KNOWN, "digits", id) for id in ids]), Notes()
+    agenda.carry_out(whole, agenda.Errand(Effort(), tmp_path, tmp_path), crew, lambda row, units: None)
+    flat = [item for batch in crew.made for item in batch]
+    steps = [item.step for item in flat]
+    trainings = steps.count("train")
+    assert set(steps[:trainings]) == {"train"}, "trainings first"
+    done = {item.what: index for index, item in enumerate(flat) if item.step == "record"}
+    assert list(done) == list(ids)
+    assert not any("deepcache" in item.what for item in flat[: done["v_prediction"]]), "nothing of a later page"
 
 
 def test_where_the_time_went_adds_up(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ python -m flows.study all --bed digits --jobs 2        the door to it
 """
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
 
 import catalog
@@ -45,7 +47,8 @@ class Processes:
 
     def __init__(self, jobs: int, errand: Errand) -> None:
         self.errand, self.room = errand, jobs
-        self.executor = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+        spawn = multiprocessing.get_context("spawn")
+        self.executor = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=leave_with_parent)
 
     def length(self, ready: Sequence[Item]) -> float:
         return 0.0
@@ -58,6 +61,18 @@ class Processes:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.executor.shutdown(cancel_futures=error is not None)
+
+
+def leave_with_parent() -> None:
+    """End this process when the one that started it is gone, however that ended: nobody would fetch what it makes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, name="parent", daemon=True).start()
 
 
 def make_all(items: Sequence[Item], errand: Errand) -> list[Row]:

@@ -4,8 +4,10 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from test_store import tiny
 
@@ -69,3 +71,16 @@ def test_a_catalog_that_was_edited_meanwhile_stops_what_is_left(
     monkeypatch.setattr(run, "train", lambda *given: pytest.fail("it was to stop"))
     monkeypatch.setitem(vars(agenda.known()), "baseline", baseline.model_copy(update={"steps": baseline.steps + 1}))
     assert "edited while the survey ran" in agenda.make(item, errand)["reason"]
+
+
+def test_a_survey_that_is_killed_leaves_no_process_behind(tmp_path: Path) -> None:
+    asked = ["-m", "flows.study", "all", "--budget", "0.5", "--work", str(tmp_path), "--results", str(tmp_path)]
+    survey = psutil.Popen([sys.executable, *asked], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not (children := [each for each in survey.children(recursive=True) if "spawn_main" in str(each.cmdline())]):
+        assert survey.is_running() and time.monotonic() < until
+        time.sleep(0.2)
+    time.sleep(5)
+    survey.kill()
+    survey.wait()
+    assert psutil.wait_procs(children, timeout=60)[1] == []

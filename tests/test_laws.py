@@ -286,14 +286,16 @@ def test_fingerprints_see_code_but_no_comments(
 ) -> None:
     recipe = recipe_of("edm_heun")
 
+    def forget() -> None:
+        for cached in (identity._tree, identity._imports, identity._code, identity.code_digest):
+            cached.cache_clear()
+
     def now(edit: Callable[[str], str]) -> tuple[str, str]:
         with monkeypatch.context() as patch:
             patch.setattr(identity, "source_file", rewritten(tmp_path, module, edit))
-            for cached in (identity._tree, identity.code_digest):
-                cached.cache_clear()
+            forget()
             digests = training_fingerprint(recipe), recipe_fingerprint(recipe)
-        for cached in (identity._tree, identity.code_digest):
-            cached.cache_clear()
+        forget()
         return digests
 
     plain = now(lambda text: text)

@@ -30,6 +30,7 @@ function read() {
 
 function write() {
   location.hash = `bed=${beds.value}&t=${chosen.join(",")}`;
+  show();
 }
 
 function show() {

@@ -15,7 +15,7 @@ function start() {
   for (const still of document.querySelectorAll(".still")) still.hidden = true;
   form.hidden = live.hidden = false;
   read();
-  form.addEventListener("change", () => { offer(); write(); });
+  form.addEventListener("change", () => { offer(); write(); }); // the new address draws
   form.addEventListener("submit", (event) => event.preventDefault());
   window.addEventListener("hashchange", read);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);

@@ -322,11 +322,12 @@ def sample(spec: Spec, seed: int, block: int, place: Workplace, report: Report =
 
 
 def block_labels(spec: Spec) -> Tensor:
-    """The labels every block asks for: those of n training images, evenly spaced."""
+    """The labels every block asks for: those of n training images, each class with its share of them."""
     if spec.bed.network is None:
         return torch.zeros(spec.bed.n, dtype=torch.long)
     labels = images(spec.bed.name).train_labels
-    return labels[torch.arange(spec.bed.n) * len(labels) // spec.bed.n]
+    by_class = labels.argsort(stable=True)
+    return labels[by_class[torch.arange(spec.bed.n) * len(labels) // spec.bed.n].sort().values]
 
 
 def read_samples(path: Path) -> Tensor:

@@ -108,9 +108,13 @@ class Station:
         until = time.monotonic() + 120
         while time.monotonic() < until:
             running = {run["id"] for run in self.runs("batch") if run["state_type"] == "RUNNING"}
-            for process in map(psutil.Process, processes(str(self.home))):
-                if process.environ().get("PREFECT__FLOW_RUN_ID") in running:
-                    return process
+            found = [
+                process
+                for process in map(psutil.Process, processes(str(self.home)))
+                if process.environ().get("PREFECT__FLOW_RUN_ID") in running
+            ]
+            if found:
+                return min(found, key=lambda process: process.create_time())  # not one that it started in turn
             time.sleep(0.5)
         raise AssertionError("no batch began")
 

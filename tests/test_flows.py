@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.states import Crashed
@@ -310,6 +311,22 @@ def test_a_page_is_finished_before_the_next_is_begun(tmp_path: Path) -> None:
     done = {item.what: index for index, item in enumerate(flat) if item.step == "record"}
     assert list(done) == list(ids)
     assert not any("deepcache" in item.what for item in flat[: done["v_prediction"]]), "nothing of a later page"
+
+
+@pytest.mark.parametrize("order", ["sorted", "in turns", "shuffled"])
+def test_blocks_ask_for_every_class_by_its_share(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the order of the data: a copy with its classes in turns once gave blocks of one class."""
+    labels = torch.arange(10).repeat_interleave(torch.arange(60, 70) * 10)
+    if order == "in turns":
+        labels = torch.cat([torch.arange(10).repeat(600), labels[: len(labels) - 6000]])
+    if order == "shuffled":
+        labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    monkeypatch.setattr(cell, "images", lambda bed: SimpleNamespace(train_labels=labels))
+    spec = replace(tiny({}), bed=KNOWN.beds["digits"].model_copy(update={"n": 1000}))
+    share = labels.bincount() * 1000 / len(labels)
+    assert (cell.block_labels(spec).bincount(minlength=10) - share).abs().max() <= 1
+    whole = replace(tiny({}), bed=KNOWN.beds["digits"].model_copy(update={"n": len(labels)}))
+    assert torch.equal(cell.block_labels(whole), labels)
 
 
 def test_where_the_time_went_adds_up(tmp_path: Path) -> None:

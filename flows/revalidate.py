@@ -166,7 +166,9 @@ def revalidate(since: str, *, bed: str | None = None, work: Path = WORK, results
     records = read_records(results)
     cells = stale_cells(records, stale(known, records, read_floors(results)))
     beds = [bed] if bed else list(known.beds)
-    files = {name: stale_files(known, name, errand) for name in beds if known.bed(name).network}
+    files = {
+        name: stale_files(known, name, errand) for name in beds if (work / name).is_dir() and known.bed(name).network
+    }
     asked = {
         name: {item.what: cell_of(item) for item in files.get(name, {}).values()} | cells.get(name, {}) for name in beds
     }

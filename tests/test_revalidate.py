@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save
 
 import catalog
+import flows.revalidate as module
 from catalog import Catalog, Cell
 from flows.agenda import agenda_of, spec_of
 from flows.cell import Workplace, metadata, target
@@ -111,3 +112,12 @@ def test_a_probe_knows_the_fingerprint_of_every_file(known: Catalog, tmp_path: P
     }
     assert files(spec) == wanted
     assert cell_of(item)["seeds"] == {"train": [0, 1, 2, 3, 4], "sample": [0, 1, 2, 3, 4]}
+
+
+def test_a_bed_without_files_is_not_asked_for_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(module, "provenance", lambda: {"dirty": False})
+    monkeypatch.setattr(module, "stale_files", lambda known, bed, errand: asked.append(bed) or {})
+    (tmp_path / "work" / "digits").mkdir(parents=True)
+    module.revalidate("HEAD", work=tmp_path / "work", results=tmp_path / "results")
+    assert asked == ["digits"]

@@ -124,16 +124,3 @@ function picture(row) {
   Object.assign(image, row.picture, { loading: "lazy", decoding: "async" });
   return element("span", image, "samples");
 }
-
-function link(text, href, className = "") {
-  const made = element("a", text, className);
-  made.href = href;
-  return made;
-}
-
-function element(tag, content, className = "") {
-  const made = document.createElement(tag);
-  made.append(content);
-  if (className) made.className = className;
-  return made;
-}

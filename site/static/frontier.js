@@ -91,25 +91,15 @@ function inside(point, kept) {
 
 function named(row) {
   if (!row.id) return element("code", row.cell);
-  const link = element("a", row.name);
-  link.href = `t/${row.id}.html`;
-  return link;
+  return link(row.name, `t/${row.id}.html`);
 }
 
 function number(found, row) {
-  const link = element("a", found.text, "num");
-  link.href = row.record;
-  link.title = found.basis;
-  const cell = element("td", link, "n");
+  const shown = link(found.text, row.record, "num");
+  shown.title = found.basis;
+  const cell = element("td", shown, "n");
   if (found.interval) cell.append(" ", element("span", found.interval, "ci"));
   return cell;
-}
-
-function element(tag, content, className = "") {
-  const made = document.createElement(tag);
-  made.append(content);
-  if (className) made.className = className;
-  return made;
 }
 
 function draw(places, metric, cost) {

@@ -87,3 +87,17 @@ if (ledger) {
   ledger.addEventListener("submit", (event) => event.preventDefault());
   filter();
 }
+
+// What the scripts of single pages build with.
+function element(tag, content, className = "") {
+  const made = document.createElement(tag);
+  made.append(content);
+  if (className) made.className = className;
+  return made;
+}
+
+function link(text, href, className = "") {
+  const made = element("a", text, className);
+  made.href = href;
+  return made;
+}

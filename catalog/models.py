@@ -24,7 +24,9 @@ Number = StrictInt | StrictFloat
 Status = Literal["verified", "unverified"]
 Scale = Literal["toy", "reduced", "paper"]
 Axis = Literal["evaluations", "macs", "parameters", "bytes", "latency", "memory", "training"]
-Training = Literal["net", "process", "parameterization", "times", "weight", "coupling", "label_dropout", "space"]
+Training = Literal[
+    "net", "process", "parameterization", "times", "weight", "coupling", "loss", "label_dropout", "space"
+]
 Sampling = Literal["start", "guidance", "grid", "sampler", "steps", "precision"]
 RecipeField = Literal[Training, Sampling, "phases", "transforms", "fit"]
 Distance = Literal["fd", "kid", "precision", "recall", "density", "coverage", "w2", "sliced_w2", "mmd"]

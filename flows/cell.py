@@ -5,6 +5,7 @@ file is there and still true is not done again, so a killed run resumes, and cel
 Nothing here knows Prefect, DVC or MLflow.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -220,7 +221,8 @@ def target(spec: Spec, step: str, place: Workplace, seed: int, block: int = 0) -
         case "compress":
             return place.path(spec, "ship", seed), shipped_fingerprint(spec.recipe, context)
         case _:
-            size = f"{context} block {block} n {spec.bed.n} by {spec.bed.batch}"
+            labels = hashlib.sha256(block_labels(spec).numpy().tobytes()).hexdigest()[:16]
+            size = f"{context} block {block} n {spec.bed.n} by {spec.bed.batch} labels {labels}"
             return place.path(spec, "sample", seed, block), recipe_fingerprint(spec.recipe, size)
 
 
@@ -255,13 +257,12 @@ def compress(spec: Spec, seed: int, place: Workplace, report: Report = quiet) ->
 
     def make() -> None:
         bed, started = spec.bed, time.perf_counter()
-        model = run.load(spec.training.recipe, trained, bed.shape, bed.classes, shipped=False)
-        model.starter = run.build(recipe, bed.shape, bed.classes, seed).starter
+        base = run.load(spec.training.recipe, trained, bed.shape, bed.classes, shipped=False)
+        model = run.build(recipe, bed.shape, bed.classes, seed)
+        model.net, model.codec = base.net, base.codec
         curve = Curve(report)
         with tallied() as counters:
-            model, seen = run.compress(recipe, model, training_set(bed.name), seed, curve)
-            shapes = run.shapes_of(model)
-            model = run.ship(recipe, model)
+            model, seen, shapes = run.compress(recipe, model, training_set(bed.name), seed, curve)
         note = {"fingerprint": fingerprint, "images": seen, "counters": counters, "curve": curve.points}
         write_model(model, path, note, shapes)
         took(path, time.perf_counter() - started)
@@ -280,14 +281,17 @@ def write_model(model: run.Model, path: Path, note: dict[str, Any], shapes: dict
 def compresses(spec: Spec) -> bool:
     """Whether anything lies between training and shipping."""
     recipe = spec.recipe
-    return bool(recipe.phases) or any(t.ships for t in recipe.transforms) or recipe.start != FromNoise()
+    return bool(
+        recipe.phases or recipe.fitted or recipe.start != FromNoise() or any(t.ships for t in recipe.transforms)
+    )
 
 
 def deployed(spec: Spec, seed: int, place: Workplace, report: Report = quiet) -> run.Deployed:
     """The cell ready to sample, from the files that earlier steps left."""
     if spec.bed.network is None:
         mixture = images(spec.bed.name)
-        return run.deploy_exact(spec.recipe, Mixture(mixture.means, mixture.stds, mixture.weights, spec.recipe.process))
+        exact = Mixture(mixture.means, mixture.stds, mixture.weights, spec.recipe.process)
+        return run.deploy_exact(spec.recipe, exact, mixture.sample(spec.bed.n, torch.Generator().manual_seed(seed)))
     path = compress(spec, seed, place, report)
     shipped = path.parents[1].name == "ship"
     model = run.load(spec.recipe, path, spec.bed.shape, spec.bed.classes, shipped=shipped)

@@ -18,10 +18,10 @@ import torch
 
 import catalog
 from catalog import Catalog, Cell, Seeds
-from flows.cell import Spec, Workplace, source
+from flows.cell import Spec, Workplace, source, target
 from flows.records import write_json
 from flows.score import evaluate, feature_net, identity
-from methods.core.identity import recipe_fingerprint, shipped_fingerprint, training_fingerprint
+from methods.core.identity import shipped_fingerprint, training_fingerprint
 from methods.measure import features
 
 ITERATIONS, SAMPLES = 20, 96
@@ -44,20 +44,17 @@ def probe(known: Catalog, bed_name: str, cell: dict[str, Any], place: Workplace)
             "training": training_fingerprint(spec.recipe, context),
             "shipped": shipped_fingerprint(spec.recipe, context),
         },
-        "files": files(spec),
+        "files": files(spec, place),
         "digest": hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest(),
     }
 
 
-def files(spec: Spec) -> dict[str, str]:
+def files(spec: Spec, place: Workplace) -> dict[str, str]:
     """The fingerprint of every file of weights and samples of a cell, by step and seeds."""
     found: dict[str, str] = {}
     for seed, block in spec.blocks:
-        context = spec.context(seed)
-        found[f"train {seed}"] = training_fingerprint(spec.recipe, context)
-        found[f"compress {seed}"] = shipped_fingerprint(spec.recipe, context)
-        size = f"{context} block {block} n {spec.bed.n} by {spec.bed.batch}"
-        found[f"sample {seed} {block}"] = recipe_fingerprint(spec.recipe, size)
+        for step in ("train", "compress", "sample"):
+            found[f"{step} {seed} {block}"] = target(spec, step, place, seed, block)[1]
     return found
 
 

@@ -169,7 +169,8 @@ def has_fidelity(spec: Spec) -> bool:
     """Whether the cell aims at the end points of its own weights' flow: it samples them, from noise, unguided."""
     recipe = spec.recipe
     samples_only = not spec.cell.methods or spec.cell.methods.keys() - spec.training.cell.methods.keys()
-    follows = not (isinstance(recipe.sampler, Solver) and recipe.sampler.order == 0)
+    sampler = recipe.kind("sampler")
+    follows = not (issubclass(sampler, Solver) and sampler.order == 0)
     aims = recipe.start == FromNoise() and recipe.guidance == Unguided() and isinstance(recipe.space, Pixels)
     return spec.fidelity and bool(samples_only) and aims and follows
 

@@ -78,9 +78,8 @@ def images() -> run.TrainingSet:
 def shipped(recipe: Recipe) -> tuple[run.Model, dict[str, list[int]]]:
     """Trained, compressed and shipped, with the shapes from before quantization."""
     model, _ = run.train(recipe, images(), 0)
-    model, _ = run.compress(recipe, model, images(), 0)
-    shapes = run.shapes_of(model)
-    return run.ship(recipe, model), shapes
+    model, _, shapes = run.compress(recipe, model, images(), 0)
+    return model, shapes
 
 
 def samples(recipe: Recipe, deployed: run.Deployed, seeds: list[int]) -> Tensor:
@@ -249,7 +248,8 @@ def test_the_training_fingerprint_sees_what_training_sees(id: str) -> None:
     assert set(technique.changes) == edits.keys()
     assert technique.retrains == (trains or "phases" in edits)
     assert recipe_fingerprint(default(technique)) != recipe_fingerprint(control(technique))
-    ships = bool(default(technique).phases) or "start" in edits or any(t.ships for t in default(technique).transforms)
+    recipe = default(technique)
+    ships = bool(recipe.phases or recipe.fitted or "start" in edits or any(t.ships for t in recipe.transforms))
     changed = shipped_fingerprint(default(technique)) != shipped_fingerprint(control(technique))
     assert changed == (trains or ships)
 

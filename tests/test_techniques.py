@@ -63,6 +63,8 @@ def images() -> run.TrainingSet:
     return run.TrainingSet(x, torch.arange(24) % CLASSES, CLASSES)
 
 
+LATER = ("starter.", "parts.")
+"""What of a model base training does not fit."""
 TRAINED: dict[str, tuple[dict[str, Tensor], Counter[str]]] = {}
 """The state and the counters of every base training so far, by its fingerprint."""
 
@@ -73,11 +75,11 @@ def trained(recipe: Recipe) -> tuple[run.Model, Counter[str]]:
     if fingerprint not in TRAINED:
         with tallied() as counters:
             model, _ = run.train(recipe, images(), 0)
-        weights = {n: t for n, t in model.state_dict().items() if not n.startswith("starter.")}
+        weights = {n: t for n, t in model.state_dict().items() if not n.startswith(LATER)}
         TRAINED[fingerprint] = weights, counters
     model = run.build(recipe, SHAPE, CLASSES, 0)
     missing, unexpected = model.load_state_dict(TRAINED[fingerprint][0], strict=False)
-    assert not unexpected and all(name.startswith("starter.") for name in missing)
+    assert not unexpected and all(name.startswith(LATER) for name in missing)
     return model.eval(), TRAINED[fingerprint][1]
 
 
@@ -85,8 +87,8 @@ def walk(recipe: Recipe) -> tuple[Tensor, Tensor, Counter[str]]:
     """The four steps of a cell but the last, sampled twice; and what was counted on the way."""
     model, total = trained(recipe)
     with tallied() as counters:
-        model, _ = run.compress(recipe, model, images(), 0)
-        deployed = run.deploy(recipe, run.ship(recipe, model))
+        model, *_ = run.compress(recipe, model, images(), 0)
+        deployed = run.deploy(recipe, model)
         first = run.generate(recipe, deployed, torch.tensor(SEEDS) % CLASSES, SEEDS)
     again = run.generate(recipe, deployed, torch.tensor(SEEDS) % CLASSES, SEEDS)
     return first, again, total + counters
@@ -181,7 +183,7 @@ def test_pruning_leaves_groups_whole_or_says_that_it_removed_nothing() -> None:
     """The official code's share of every layer, in channels that group norms can still divide."""
     recipe = compose(BASE, TECHNIQUES["diff_pruning"].call({"ratio": 0.5, "fraction": 0.5}))
     wide = replace(recipe, net=UNetConfig(16))
-    model, _ = run.compress(wide, trained(wide)[0], images(), 0)
+    model, *_ = run.compress(wide, trained(wide)[0], images(), 0)
     norms = [part.num_channels for part in model.net.modules() if isinstance(part, torch.nn.GroupNorm)]
     full = run.build(wide, SHAPE, CLASSES).net
     assert norms == [part.num_channels // 2 for part in full.modules() if isinstance(part, torch.nn.GroupNorm)]

@@ -1,4 +1,4 @@
-"""Parts with weights of their own that are fitted before, or after, the network: the space and the start.
+"""Parts with numbers of their own, fitted before the network (the space) or after (the start, a grid, a sampler).
 
 A part is described by a frozen config in the recipe; `build` makes its module, and the module's `fit` is given what was
 decided elsewhere. A part that needs no fitting inherits a `fit` that does nothing.
@@ -7,14 +7,18 @@ decided elsewhere. A part that needs no fitting inherits a `fit` that does nothi
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from methods.core.denoiser import Labels
+from methods.core.denoiser import Denoiser, Labels
 from methods.core.process import Process, like
 from methods.core.sampling import SampleNoise
+
+if TYPE_CHECKING:
+    from methods.core.recipe import Recipe
 
 Report = Callable[[str, int, int, float], None]
 """(what is being fitted, steps done, steps in all, current loss): progress for whoever wants to show it."""
@@ -125,3 +129,27 @@ class FromNoise(Start):
 
     def build(self, shape: tuple[int, ...], classes: int) -> PureNoise:
         return PureNoise()
+
+
+class Part(nn.Module, ABC):
+    """What a `Fitted` choice becomes for one model; its numbers are buffers, and ship with the weights."""
+
+    @abstractmethod
+    def fit(
+        self, recipe: "Recipe", denoiser: Denoiser, x0: Float[Tensor, "n *s"], labels: Labels, rng: torch.Generator,
+        report: Report,
+    ) -> int:  # fmt: skip
+        """Fit to the denoiser as it is deployed and to clean samples; returns how many images were seen."""
+
+
+class Fitted(ABC):
+    """A grid or a sampler that is fitted to the finished model: the recipe holds the choice, the model its part.
+
+    The part is itself a `Grid` or a `Sampler`, and takes the place of the choice when samples are drawn.
+    """
+
+    becomes: ClassVar[type[Part]]
+    """The class of the part, by which other techniques find what they need in its slot."""
+
+    @abstractmethod
+    def build(self, recipe: "Recipe") -> Part: ...

@@ -55,15 +55,19 @@ class Network(Denoiser):
 
     def predict(self, x_t: Float[Tensor, "b *s"], t: Tensor, labels: Labels = None) -> Float[Tensor, "b *s"]:
         """F itself, in float32, as the parameterization defines it."""
-        self.rows, self.calls = self.rows + len(x_t), self.calls + 1
         u, scale = _network_input(self.process, self.parameterization, t)
         u = torch.as_tensor(u).to(x_t).expand(len(x_t))
-        if labels is None:
-            labels = torch.full((len(x_t),), NULL, device=x_t.device)
-        return self.evaluate(x_t if scale is None else like(scale, x_t) * x_t, u, labels).float()
+        return self.ask(x_t if scale is None else like(scale, x_t) * x_t, u, labels)
 
-    def evaluate(self, x: Float[Tensor, "b *s"], u: Float[Tensor, "b"], labels: Int[Tensor, "b"]) -> Tensor:
-        """Run the network on scaled inputs and noise levels u in [0, 1]."""
+    def ask(self, x: Float[Tensor, "b *s"], u: Float[Tensor, "b *k"], labels: Labels) -> Float[Tensor, "b *s"]:
+        """One evaluation on scaled inputs, in float32; u is the noise level in [0, 1], and what else is told."""
+        self.rows, self.calls = self.rows + len(x), self.calls + 1
+        if labels is None:
+            labels = torch.full((len(x),), NULL, device=x.device)
+        return self.evaluate(x, u, labels).float()
+
+    def evaluate(self, x: Float[Tensor, "b *s"], u: Float[Tensor, "b *k"], labels: Int[Tensor, "b"]) -> Tensor:
+        """Run the network."""
         return self.net(x, u, labels)
 
     def __call__(self, x_t: Float[Tensor, "b *s"], t: Tensor, labels: Labels = None) -> Float[Tensor, "b *s"]:

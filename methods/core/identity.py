@@ -45,9 +45,10 @@ def training_fingerprint(recipe: Recipe, context: str = "") -> str:
 def shipped_fingerprint(recipe: Recipe, context: str = "") -> str:
     """A digest of everything that shapes the weights that ship: training, phases, fitted parts, shipping transforms."""
     shipping = [t for t in recipe.transforms if t.ships]
-    bound = [recipe.sampler, recipe.grid, recipe.steps] if recipe.phases else []
+    made = [recipe.sampler, recipe.grid, recipe.steps] if recipe.phases or recipe.fitted else []
+    deployed = [recipe.transforms, recipe.guidance, recipe.precision] if recipe.fitted else []
     return fingerprint(
-        [*(getattr(recipe, name) for name in TRAINING), recipe.phases, recipe.start, shipping, bound], context
+        [*(getattr(recipe, name) for name in TRAINING), recipe.phases, recipe.start, shipping, made, deployed], context
     )
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import nn
 
-from methods.core.calibration import Report, Space, Start
+from methods.core.calibration import Fitted, Report, Space, Start
 from methods.core.denoiser import Guidance
 from methods.core.errors import Conflict
-from methods.core.objective import Coupling, Denoising, TimeDensity, Weight
+from methods.core.objective import Coupling, Denoising, Objective, TimeDensity, Weight
 from methods.core.parameterization import Parameterization
 from methods.core.process import Process
 from methods.core.sampling import Grid, Sampler
@@ -61,6 +61,31 @@ class Phase(ABC):
         """Change model.net in place or replace it; returns how many images were seen."""
 
 
+class Calibrated(Transform):
+    """A transform that ships and is fitted after it was applied: a quantizer's ranges, the weights of a new part."""
+
+    ships: ClassVar[bool] = True
+
+    @abstractmethod
+    def fit(self, recipe: Recipe, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
+        """Calibrate or train what it has made of model.net, in place; returns how many images were seen."""
+
+
+class Loss(ABC):
+    """What base training minimises; its objective is made from the other choices of the recipe."""
+
+    @abstractmethod
+    def objective(self, recipe: Recipe) -> Objective: ...
+
+
+@dataclass(frozen=True)
+class Regression(Loss):
+    """The denoising loss, with the recipe's times, weight, coupling and label dropout."""
+
+    def objective(self, recipe: Recipe) -> Denoising:
+        return Denoising(recipe.times, recipe.weight, recipe.coupling, recipe.label_dropout)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Every choice of a run. `phases` and `transforms` are added to; every other field holds one choice."""
@@ -74,24 +99,35 @@ class Recipe:
     space: Space
     start: Start
     guidance: Guidance
-    grid: Grid
-    sampler: Sampler
+    grid: Grid | Fitted
+    sampler: Sampler | Fitted
     steps: int
     fit: Fit
+    loss: Loss = Regression()
     label_dropout: float = 0.0
     precision: Precision = "float32"
     phases: tuple[Phase, ...] = ()
     transforms: tuple[Transform, ...] = ()
 
     @property
-    def objective(self) -> Denoising:
+    def objective(self) -> Objective:
         """What base training minimises."""
-        return Denoising(self.times, self.weight, self.coupling, self.label_dropout)
+        return self.loss.objective(self)
+
+    def kind(self, slot: str) -> type:
+        """The class of what takes a slot: a fitted choice counts as what it becomes."""
+        choice = getattr(self, slot)
+        return choice.becomes if isinstance(choice, Fitted) else type(choice)
+
+    @property
+    def fitted(self) -> dict[str, Fitted]:
+        """The choices that are fitted to the finished model, by slot, in the order in which they are."""
+        return {slot: choice for slot in ("grid", "sampler") if isinstance(choice := getattr(self, slot), Fitted)}
 
 
 ADDITIVE = ("phases", "transforms")
 TRAINING = (
-    "net", "process", "parameterization", "times", "weight", "coupling", "label_dropout", "space", "fit",
+    "net", "process", "parameterization", "times", "weight", "coupling", "loss", "label_dropout", "space", "fit",
 )  # fmt: skip
 """The fields that base training is given; everything else may change without training again."""
 
@@ -133,11 +169,11 @@ def compose(base: Recipe, *methods: Method) -> Recipe:
     recipe = replace(base, **merged)
     for method in methods:
         for slot, kinds in method.needs.items():
-            value = getattr(recipe, slot)
-            if not isinstance(value, kinds):
+            kind = recipe.kind(slot)
+            if not issubclass(kind, kinds):
                 expected = " or ".join(k.__name__ for k in (kinds if isinstance(kinds, tuple) else (kinds,)))
                 raise Conflict(
                     f"{method.name} and {owner.get(slot, 'the baseline')} cannot be combined: {method.name} needs a "
-                    f"{expected} in `{slot}`, which is {type(value).__name__}."
+                    f"{expected} in `{slot}`, which is {kind.__name__}."
                 )
     return recipe

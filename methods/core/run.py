@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from methods.core.activation import count
-from methods.core.calibration import Codec, Report, Starter
+from methods.core.calibration import Codec, Part, Report, Starter
 from methods.core.denoiser import Denoiser, Labels, Mixture, Network
 from methods.core.objective import Objective
 from methods.core.parallel import shared_out
-from methods.core.recipe import Fit, Precision, Recipe
+from methods.core.recipe import Calibrated, Fit, Precision, Recipe
 from methods.core.sampling import SampleNoise
-from methods.core.surgery import flatten, resize, transformed, unflatten
+from methods.core.surgery import flatten, in_order, resize, transformed, unflatten
 
 DTYPES: Mapping[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -41,11 +41,14 @@ class TrainingSet:
 
 
 class Model(nn.Module):
-    """Everything with weights: the network, the codec of the space it works in, and what starts its chain."""
+    """Everything with weights: the network, the codec of its space, what starts its chain, and fitted parts by slot."""
 
-    def __init__(self, net: nn.Module, codec: Codec, starter: Starter, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, net: nn.Module, codec: Codec, starter: Starter, parts: Mapping[str, Part], shape: tuple[int, ...]
+    ) -> None:
         super().__init__()
         self.net, self.codec, self.starter = net, codec, starter
+        self.parts = nn.ModuleDict(parts)
         self.shape = shape
         """The shape of one sample in the space of the diffusion."""
 
@@ -65,8 +68,14 @@ def build(recipe: Recipe, shape: tuple[int, ...], classes: int, seed: int = 0) -
         torch.manual_seed(seed)
         codec = recipe.space.build(shape)
         inner = tuple(codec.encode(torch.zeros(1, *shape)).shape[1:])
-        model = Model(recipe.net.build(inner, classes), codec, recipe.start.build(inner, classes), inner)
+        net, starter = recipe.net.build(inner, classes), recipe.start.build(inner, classes)
+        model = Model(net, codec, starter, build_parts(recipe), inner)
     return model.to(device())
+
+
+def build_parts(recipe: Recipe) -> dict[str, Part]:
+    """The parts of the recipe's fitted choices, not fitted yet."""
+    return {slot: choice.build(recipe) for slot, choice in recipe.fitted.items()}
 
 
 def network(recipe: Recipe, model: Model) -> Network:
@@ -89,14 +98,39 @@ def train(recipe: Recipe, data: TrainingSet, seed: int, report: Report = quiet) 
     return model.eval(), seen + recipe.fit.iterations * recipe.fit.batch
 
 
-def compress(recipe: Recipe, model: Model, data: TrainingSet, seed: int, report: Report = quiet) -> tuple[Model, int]:
-    """Everything between training and shipping: fit the start, run the phases, apply the transforms that ship."""
+def compress(
+    recipe: Recipe, model: Model, data: TrainingSet, seed: int, report: Report = quiet
+) -> tuple[Model, int, dict[str, list[int]]]:
+    """Everything between training and shipping: fit the start, run the phases, apply what ships, fit grid and sampler.
+
+    Returns the model as it ships, how many images were seen, and the shapes from before the transforms that ship.
+    """
     rng = torch.Generator(device()).manual_seed(seed)
     x0, labels = encode(model, data.images.to(device())), data.labels.to(device())
     seen = model.starter.fit(x0, labels, recipe.fit.iterations, rng, report)
     for phase in recipe.phases:
         seen += phase(recipe, model, data, seed, report)
-    return model.eval(), seen
+    shapes = shapes_of(model)
+    for transform in in_order(t for t in recipe.transforms if t.ships):
+        model.net = transform(model.net)
+        if isinstance(transform, Calibrated):
+            seen += transform.fit(recipe, model, data, seed, report)
+    model = model.eval().requires_grad_(False)
+    if recipe.fitted:
+        seen += fit_parts(recipe, deploy(recipe, model), x0, labels, seed, report)
+    return model, seen, shapes
+
+
+@torch.no_grad()
+def fit_parts(
+    recipe: Recipe, deployed: "Deployed", x0: Float[Tensor, "n *s"], labels: Labels, seed: int, report: Report = quiet
+) -> int:
+    """Fit a grid and a sampler to the model as it is deployed; returns how many images were seen."""
+    seen = 0
+    for slot in recipe.fitted:
+        rng = torch.Generator(x0.device).manual_seed(seed)
+        seen += deployed.model.parts[slot].fit(recipe, deployed.denoiser, x0, labels, rng, report)  # pyright: ignore[reportCallIssue]
+    return seen
 
 
 def optimise(
@@ -179,17 +213,17 @@ def deploy(recipe: Recipe, model: Model) -> Deployed:
     return Deployed(model, inner, recipe.guidance(inner))
 
 
-def deploy_exact(recipe: Recipe, mixture: Mixture) -> Deployed:
-    """The exact denoiser of a mixture in place of a network: only what concerns sampling is left of the recipe."""
+def deploy_exact(recipe: Recipe, mixture: Mixture, x0: Float[Tensor, "n d"]) -> Deployed:
+    """The exact denoiser of a mixture in place of a network: only what concerns sampling is left of the recipe.
+
+    Grid and sampler are fitted to the denoiser and to samples x0 of the mixture.
+    """
     shape = (mixture.means.shape[1],)
-    model = Model(nn.Identity(), recipe.space.build(shape), recipe.start.build(shape, 0), shape)
+    space, start = recipe.space.build(shape), recipe.start.build(shape, 0)
+    model = Model(nn.Identity(), space, start, build_parts(recipe), shape)
+    probe = copy.copy(mixture)
+    fit_parts(recipe, Deployed(model, probe, recipe.guidance(probe)), x0, None, seed=0)
     return Deployed(model, mixture, recipe.guidance(mixture))
-
-
-def ship(recipe: Recipe, model: Model) -> Model:
-    """Apply the transforms whose result is what is written to disk, such as quantization."""
-    model.net = transformed(model.net, [t for t in recipe.transforms if t.ships])
-    return model
 
 
 @torch.inference_mode()
@@ -199,16 +233,17 @@ def generate(
     """Decoded samples, one per label and seed."""
     noise = SampleNoise(seeds, device())
     labels = labels.to(device())
-    times = recipe.grid(recipe.process, recipe.steps)
-    x, times = deployed.model.starter(recipe.process, times, deployed.model.shape, labels, noise)
-    x = recipe.sampler(deployed.denoiser, x, times, labels, noise)
-    return deployed.model.codec.decode(x).cpu()
+    model = deployed.model
+    grid, sampler = (model.parts[s] if s in model.parts else getattr(recipe, s) for s in ("grid", "sampler"))
+    times = grid(recipe.process, recipe.steps)
+    x, times = model.starter(recipe.process, times, model.shape, labels, noise)
+    return model.codec.decode(sampler(deployed.denoiser, x, times, labels, noise)).cpu()
 
 
 def save(model: Model, path: Path, note: Mapping[str, Any], shapes: Mapping[str, Sequence[int]] | None = None) -> None:
     """Write a model as safetensors, atomically, with a note beside the weights: equal models and notes are equal bytes.
 
-    `shapes` are those of the network before quantization hid them.
+    `shapes` are those from before the transforms that ship, which may hide them.
     """
     shapes = shapes if shapes is not None else shapes_of(model)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -242,6 +277,6 @@ def load(recipe: Recipe, path: Path, shape: tuple[int, ...], classes: int, *, sh
             place, _, leaf = name.rpartition(".")
             resize(model.get_submodule(place), leaf, torch.zeros(shapes[name], device=tensor.device))
     if shipped:
-        model = ship(recipe, model)
+        model.net = transformed(model.net, [t for t in recipe.transforms if t.ships])
     unflatten(model, tensors)
     return model.eval().requires_grad_(False)

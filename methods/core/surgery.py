@@ -36,9 +36,14 @@ class Transform(ABC):
     def __call__(self, module: nn.Module) -> nn.Module: ...
 
 
+def in_order(transforms: Iterable[Transform]) -> list[Transform]:
+    """By stage; within a stage by name, so that the order they were listed in does not matter."""
+    return sorted(transforms, key=lambda t: (t.stage, type(t).__name__))
+
+
 def transformed(module: nn.Module, transforms: Iterable[Transform]) -> nn.Module:
-    """Apply the transforms by stage; within a stage by name, so that the order they were listed in does not matter."""
-    for transform in sorted(transforms, key=lambda t: (t.stage, type(t).__name__)):
+    """Apply the transforms in their order."""
+    for transform in in_order(transforms):
         module = transform(module)
     return module
 

@@ -24,7 +24,7 @@ from methods.core.objective import Objective, Weight
 from methods.core.process import like
 from methods.core.recipe import Method, Phase, Recipe, edit
 from methods.core.run import Model, TrainingSet, encode, network, optimise
-from methods.core.sampling import UniformAngle, transfer
+from methods.core.sampling import Grid, UniformAngle, transfer
 from methods.inference.ode_solver.ddim import DDIM
 from methods.training.objective.v_prediction import Velocity
 
@@ -73,6 +73,7 @@ class Halving(Phase):
         x0 = encode(model, data.images.to(next(model.net.parameters()).device))
         labels, seen = data.labels.to(x0.device), 0
         halvings = (self.start_steps // recipe.steps).bit_length() - 1
+        assert isinstance(recipe.grid, Grid), "a grid is fitted after the phases"
         assert halvings > 0 and recipe.steps << halvings == self.start_steps, (
             f"{self.start_steps} steps cannot be halved to {recipe.steps}"
         )

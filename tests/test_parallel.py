@@ -14,8 +14,14 @@ from methods.core.errors import Conflict
 
 
 @pytest.mark.parametrize("methods", [{}, {"immiscible_diffusion": {}}], ids=["independent", "coupled over the batch"])
-def test_two_processes_train_as_one(tmp_path: Path, methods: dict[str, dict[str, float]]) -> None:
-    """The same losses along the way, and weights within what another order of summation does to float32: 5e-6 here."""
+def test_two_processes_train_as_one(
+    tmp_path: Path, methods: dict[str, dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same losses along the way, and weights within what another order of summation does to float32: 5e-6 here.
+
+    What torch is about to take away fails in the processes too.
+    """
+    monkeypatch.setenv("PYTHONWARNINGS", "error::FutureWarning")
     known = catalog.load()
     spec = Spec(known, known.bed("digits"), Cell(methods=methods), ((0, 0),), budget=0.05)
     alone = cell.train(spec, 0, Workplace(tmp_path / "alone"))

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
+from torch.distributed._functional_collectives import all_gather_single
 from torch.nn.parallel import DistributedDataParallel
 
 from methods.core.denoiser import Network
@@ -17,7 +17,7 @@ from methods.core.denoiser import Network
 class SharedOut(Network):
     """A network of which each process evaluates an equal part of the rows; gradients are those of the whole batch.
 
-    Each process has the same loss. The backward pass of `all_gather` adds up its gradient over the processes, and
+    Each process has the same loss. The backward pass of `all_gather_single` adds up its gradient over the processes, and
     DistributedDataParallel takes their mean: together, the gradient of one loss.
     """
 
@@ -29,7 +29,7 @@ class SharedOut(Network):
         part, world = dist.get_rank(), dist.get_world_size()
         assert len(x) % world == 0, f"a batch of {len(x)} cannot be shared out over {world} processes"
         own = self.replica(*(rows.chunk(world)[part] for rows in (x, u, labels)))
-        return torch.cat(all_gather(own))
+        return all_gather_single(own, 0, dist.group.WORLD)
 
 
 def shared_out(network: Network) -> Network:

@@ -44,17 +44,17 @@ def probe(known: Catalog, bed_name: str, cell: dict[str, Any], place: Workplace)
             "training": training_fingerprint(spec.recipe, context),
             "shipped": shipped_fingerprint(spec.recipe, context),
         },
-        "files": files(spec, place),
+        "files": files(spec),
         "digest": hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest(),
     }
 
 
-def files(spec: Spec, place: Workplace) -> dict[str, str]:
+def files(spec: Spec) -> dict[str, str]:
     """The fingerprint of every file of weights and samples of a cell, by step and seeds."""
     found: dict[str, str] = {}
     for seed, block in spec.blocks:
-        for step in ("train", "compress", "sample"):
-            found[f"{step} {seed} {block}"] = target(spec, step, place, seed, block)[1]
+        for step, part in (("train", (seed,)), ("compress", (seed,)), ("sample", (seed, block))):
+            found[" ".join(map(str, (step, *part)))] = target(spec, step, Workplace(), *part)[1]
     return found
 
 

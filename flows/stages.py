@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from dvc.repo import Repo
 from filelock import FileLock, Timeout
 
 import catalog
@@ -95,6 +96,29 @@ def settle(ids: Sequence[str], bed: str, say: Callable[[str], None] = tell) -> l
     return made
 
 
+def settle_kept(ids: Sequence[str], bed: str) -> list[str]:
+    """Tell DVC that records of a bed hold under today's code, and so would the weights they were made from.
+
+    Weights that are not here keep the hash they had. Returns the stages; none where DVC is not set up.
+    """
+    if not ids or not (HOME / ".dvc").is_dir() or not (HOME / ".git").exists():
+        return []
+    expanded = expansion(bed)
+    records = {id: expanded["records"][id] for id in ids if id in expanded["records"]}
+    weights = {item.get("weights") for item in records.values()}
+    kept = [f"{bed}-train@{id}" for id, item in expanded["trainings"].items() if item["weights"] in weights]
+    kept += [f"{bed}@{id}" for id in records]
+    with alone("commit"), Repo(str(HOME)) as repo:
+        for stage in kept:
+            repo.commit(stage, force=True, allow_missing=True)
+    return kept
+
+
+def expansion(bed: str) -> dict[str, Any]:
+    """The trainings and records of a bed that stages are expanded over."""
+    return yaml.safe_load((HOME / "params.yaml").read_text()).get(bed, {"trainings": {}, "records": {}})
+
+
 def reason(said: str) -> str:
     """Why DVC stopped, in its own words."""
     lines = [line for line in said.splitlines() if line.strip()] or ["it does not say why"]
@@ -105,7 +129,7 @@ def reason(said: str) -> str:
 def stages_made(ids: Sequence[str], bed: str) -> list[str]:
     """The stages whose outputs are there, whole and current: of records, and of the weights they start from."""
     known = catalog.load()
-    expanded = yaml.safe_load((HOME / "params.yaml").read_text()).get(bed, {"trainings": {}, "records": {}})
+    expanded = expansion(bed)
     asked = {id: expanded["records"][id] for id in ids if id in expanded["records"]}
     weights = {item.get("weights") for item in asked.values()}
     trained = {

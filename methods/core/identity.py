@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from methods.core.recipe import TRAINING, Recipe
+from methods.core.recipe import TRAINING, Calibrated, Recipe
 
 
 def describe(value: Any) -> Any:
@@ -45,8 +45,9 @@ def training_fingerprint(recipe: Recipe, context: str = "") -> str:
 def shipped_fingerprint(recipe: Recipe, context: str = "") -> str:
     """A digest of everything that shapes the weights that ship: training, phases, fitted parts, shipping transforms."""
     shipping = [t for t in recipe.transforms if t.ships]
-    made = [recipe.sampler, recipe.grid, recipe.steps] if recipe.phases or recipe.fitted else []
-    deployed = [recipe.transforms, recipe.guidance, recipe.precision] if recipe.fitted else []
+    fitted = bool(recipe.fitted) or any(isinstance(t, Calibrated) for t in shipping)
+    made = [recipe.sampler, recipe.grid, recipe.steps] if recipe.phases or fitted else []
+    deployed = [recipe.transforms, recipe.guidance, recipe.precision] if fitted else []
     return fingerprint(
         [*(getattr(recipe, name) for name in TRAINING), recipe.phases, recipe.start, shipping, made, deployed], context
     )

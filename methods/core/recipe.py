@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import nn
@@ -67,8 +68,11 @@ class Calibrated(Transform):
     ships: ClassVar[bool] = True
 
     @abstractmethod
-    def fit(self, recipe: Recipe, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
-        """Calibrate or train what it has made of model.net, in place; returns how many images were seen."""
+    def fit(self, recipe: Recipe, before: nn.Module, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
+        """Calibrate or train what it has made of the network `before`, which is model.net now, in place.
+
+        Returns how many images were seen.
+        """
 
 
 class Loss(ABC):
@@ -164,6 +168,9 @@ def compose(base: Recipe, *methods: Method) -> Recipe:
                 raise Conflict(f"{owner[slot]} and {method.name} cannot be combined: both set `{slot}`.")
             else:
                 merged[slot], owner[slot] = value, method.name
+    for (first, a), (second, b) in combinations(added["transforms"], 2):
+        if a.does is not None and a.does == b.does:
+            raise Conflict(f"{first} and {second} cannot be combined: both {a.does}.")
     for slot, items in added.items():
         merged[slot] = getattr(base, slot) + tuple(item for _, item in items)
     recipe = replace(base, **merged)

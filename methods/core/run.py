@@ -112,9 +112,9 @@ def compress(
         seen += phase(recipe, model, data, seed, report)
     shapes = shapes_of(model)
     for transform in in_order(t for t in recipe.transforms if t.ships):
-        model.net = transform(model.net)
+        before, model.net = model.net, transform(model.net)
         if isinstance(transform, Calibrated):
-            seen += transform.fit(recipe, model, data, seed, report)
+            seen += transform.fit(recipe, before, model, data, seed, report)
     model = model.eval().requires_grad_(False)
     if recipe.fitted:
         seen += fit_parts(recipe, deploy(recipe, model), x0, labels, seed, report)

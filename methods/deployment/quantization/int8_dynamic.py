@@ -27,6 +27,7 @@ class Int8Linear(Transform):
 
     stage: ClassVar[Stage] = Stage.NUMERICS
     ships: ClassVar[bool] = True
+    does: ClassVar[str | None] = "quantize the weights"
 
     def __call__(self, module: nn.Module) -> nn.Module:
         module = copy.deepcopy(module)

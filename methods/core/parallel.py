@@ -25,7 +25,7 @@ class SharedOut(Network):
         super().__init__(inner.net, inner.process, inner.parameterization, inner.bounds)
         self.replica = DistributedDataParallel(inner.net)
 
-    def evaluate(self, x: Float[Tensor, "b *s"], u: Float[Tensor, "b"], labels: Int[Tensor, "b"]) -> Tensor:
+    def evaluate(self, x: Float[Tensor, "b *s"], u: Float[Tensor, "b *k"], labels: Int[Tensor, "b"]) -> Tensor:
         part, world = dist.get_rank(), dist.get_world_size()
         assert len(x) % world == 0, f"a batch of {len(x)} cannot be shared out over {world} processes"
         own = self.replica(*(rows.chunk(world)[part] for rows in (x, u, labels)))

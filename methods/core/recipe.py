@@ -78,6 +78,10 @@ class Calibrated(Transform):
 class Loss(ABC):
     """What base training minimises; its objective is made from the other choices of the recipe."""
 
+    def network(self, net: nn.Module) -> nn.Module:
+        """The fresh network as this loss needs it: one that is told more than the noise level has more parameters."""
+        return net
+
     @abstractmethod
     def objective(self, recipe: Recipe) -> Objective: ...
 

@@ -68,7 +68,8 @@ def build(recipe: Recipe, shape: tuple[int, ...], classes: int, seed: int = 0) -
         torch.manual_seed(seed)
         codec = recipe.space.build(shape)
         inner = tuple(codec.encode(torch.zeros(1, *shape)).shape[1:])
-        net, starter = recipe.net.build(inner, classes), recipe.start.build(inner, classes)
+        net = recipe.loss.network(recipe.net.build(inner, classes))
+        starter = recipe.start.build(inner, classes)
         model = Model(net, codec, starter, build_parts(recipe), inner)
     return model.to(device())
 
@@ -143,12 +144,7 @@ def optimise(
     """
     order = torch.Generator().manual_seed(seed)
     rng = torch.Generator(x0.device).manual_seed(seed + 1)
-    net = student.net.train()
-    average = copy.deepcopy(net)
-    means: list[Tensor] = [*average.parameters()]
-    weights: list[Tensor] = [*net.parameters()]
-    optimizer = torch.optim.Adam(net.parameters(), lr=fit.learning_rate, fused=True)
-    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(1.0, (i + 1) / fit.warmup))
+    learner = Learner(student.net, fit)
     queue = torch.empty(0, dtype=torch.long)
     for i in range(fit.iterations):
         while len(queue) < fit.batch:
@@ -156,16 +152,37 @@ def optimise(
         batch, queue = queue[: fit.batch].to(x0.device), queue[fit.batch :]
         with autocast(fit.precision):
             loss = objective(student, teacher, x0[batch], None if labels is None else labels[batch], rng).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        warmup.step()
-        decay = min(fit.ema, (1 + i) / (10 + i))
-        with torch.no_grad():
-            torch._foreach_lerp_(means, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        learner.step(loss)
         if (i + 1) % 50 == 0 or i + 1 == fit.iterations:
             report(what, i + 1, fit.iterations, loss.item())
-    return average.eval().requires_grad_(False)
+    return learner.finished()
+
+
+class Learner:
+    """A network in training: Adam with a linear warm-up, and beside it the moving average of the weights."""
+
+    def __init__(self, net: nn.Module, fit: Fit) -> None:
+        self.net, self.fit, self.done = net.train(), fit, 0
+        self.average = copy.deepcopy(net)
+        self.means: list[Tensor] = [*self.average.parameters()]
+        self.weights: list[Tensor] = [*net.parameters()]
+        self.optimizer = torch.optim.Adam(net.parameters(), lr=fit.learning_rate, fused=True)
+        self.warmup = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda i: min(1.0, (i + 1) / fit.warmup))
+
+    def step(self, loss: Tensor) -> None:
+        """One update along the gradient of a loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.warmup.step()
+        decay = min(self.fit.ema, (1 + self.done) / (10 + self.done))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.means, self.weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        self.done += 1
+
+    def finished(self) -> nn.Module:
+        """The average, which is what ships."""
+        return self.average.eval().requires_grad_(False)
 
 
 def autocast(precision: Precision) -> torch.autocast | nullcontext[None]:
@@ -188,7 +205,7 @@ class Cast(Network):
         super().__init__(inner.net, inner.process, inner.parameterization, inner.bounds)
         self.precision: Precision = precision
 
-    def evaluate(self, x: Float[Tensor, "b *s"], u: Float[Tensor, "b"], labels: Int[Tensor, "b"]) -> Tensor:
+    def evaluate(self, x: Float[Tensor, "b *s"], u: Float[Tensor, "b *k"], labels: Int[Tensor, "b"]) -> Tensor:
         with autocast(self.precision):
             prediction = super().evaluate(x, u, labels)
         count(f"calls_{self.precision}", prediction.dtype == DTYPES[self.precision])

@@ -80,7 +80,7 @@ class Head(nn.Module):
 
 
 class DiT(nn.Module):
-    """(x [b, c, h, w], u [b], labels [b]) -> prediction of x's shape."""
+    """(x [b, c, h, w], u [b] or what its conditioning takes, labels [b]) -> prediction of x's shape."""
 
     position: Tensor
 
@@ -93,7 +93,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
         self.head = Head(config.width, shape[0], config.patch)
 
-    def forward(self, x: Float[Tensor, "b c h w"], u: Float[Tensor, "b"], labels: Int[Tensor, "b"]
+    def forward(self, x: Float[Tensor, "b c h w"], u: Float[Tensor, "b *k"], labels: Int[Tensor, "b"]
                 ) -> Float[Tensor, "b c h w"]:  # fmt: skip
         condition = self.conditioning(u, labels)
         h = self.tokens(x).flatten(2).transpose(1, 2) + self.position

@@ -107,7 +107,7 @@ class Middle(nn.Module):
 
 
 class UNet(nn.Module):
-    """(x [b, c, h, w], u [b], labels [b]) -> prediction of x's shape."""
+    """(x [b, c, h, w], u [b] or what its conditioning takes, labels [b]) -> prediction of x's shape."""
 
     def __init__(self, shape: tuple[int, int, int], classes: int, config: "UNetConfig") -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # pyright: ignore[reportArgumentType]
 
-    def forward(self, x: Float[Tensor, "b c h w"], u: Float[Tensor, "b"], labels: Int[Tensor, "b"]
+    def forward(self, x: Float[Tensor, "b c h w"], u: Float[Tensor, "b *k"], labels: Int[Tensor, "b"]
                 ) -> Float[Tensor, "b c h w"]:  # fmt: skip
         condition = self.conditioning(u, labels)
         return self.head(F.silu(self.norm(self.level(self.stem(x), condition))))

@@ -57,7 +57,8 @@ class Network(Denoiser):
         """F itself, in float32, as the parameterization defines it."""
         u, scale = _network_input(self.process, self.parameterization, t)
         u = torch.as_tensor(u).to(x_t).expand(len(x_t))
-        return self.ask(x_t if scale is None else like(scale, x_t) * x_t, u, labels)
+        told = self.parameterization.told(u)
+        return self.ask(x_t if scale is None else like(scale, x_t) * x_t, told, labels)
 
     def ask(self, x: Float[Tensor, "b *s"], u: Float[Tensor, "b *k"], labels: Labels) -> Float[Tensor, "b *s"]:
         """One evaluation on scaled inputs, in float32; u is the noise level in [0, 1], and what else is told."""

@@ -32,6 +32,10 @@ class Parameterization(ABC):
             return None
         return torch.rsqrt(process.alpha(t) ** 2 + process.sigma(t) ** 2)
 
+    def told(self, u: Float[Tensor, "b"]) -> Float[Tensor, "b *k"]:
+        """What the network is told when it is asked for F at the noise level u: u itself, and more if it needs more."""
+        return u
+
     def target(self, process: Process, x0: Tensor, eps: Tensor, t: Tensor) -> Float[Tensor, "b *s"]:
         """F = a x_0 + b eps."""
         a, b = self.pair(process, t)

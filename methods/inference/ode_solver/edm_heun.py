@@ -33,7 +33,7 @@ class Heun(Solver):
     ) -> tuple[Float[Tensor, "b *s"], None]:  # fmt: skip
         x0 = denoise(x, t)
         euler = transfer(process, x, x0, t, s)
-        if s == 0:
+        if not s.any():
             return euler, None
         count("corrections", len(x))
         first, second = _mean_slope(process, t, s)

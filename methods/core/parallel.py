@@ -4,7 +4,6 @@ Every process draws the same batch, times and noise, runs the network on its own
 all; so an objective sees the whole batch, and couplings over a batch are what they are in one process.
 """
 
-import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -17,8 +16,8 @@ from methods.core.denoiser import Network
 class SharedOut(Network):
     """A network of which each process evaluates an equal part of the rows; gradients are those of the whole batch.
 
-    Each process has the same loss. The backward pass of `all_gather_single` adds up its gradient over the processes, and
-    DistributedDataParallel takes their mean: together, the gradient of one loss.
+    Each process has the same loss. The backward pass of `all_gather_single` adds up its gradient over the processes,
+    and DistributedDataParallel takes their mean: together, the gradient of one loss.
     """
 
     def __init__(self, inner: Network) -> None:
@@ -26,10 +25,11 @@ class SharedOut(Network):
         self.replica = DistributedDataParallel(inner.net)
 
     def evaluate(self, x: Float[Tensor, "b *s"], u: Float[Tensor, "b *k"], labels: Int[Tensor, "b"]) -> Tensor:
-        part, world = dist.get_rank(), dist.get_world_size()
+        part, world, group = dist.get_rank(), dist.get_world_size(), dist.group.WORLD
+        assert group is not None, "a network is shared out in a process group"
         assert len(x) % world == 0, f"a batch of {len(x)} cannot be shared out over {world} processes"
         own = self.replica(*(rows.chunk(world)[part] for rows in (x, u, labels)))
-        return all_gather_single(own, 0, dist.group.WORLD)
+        return all_gather_single(own, 0, group)
 
 
 def shared_out(network: Network) -> Network:

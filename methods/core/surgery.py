@@ -31,8 +31,6 @@ class Transform(ABC):
     stage: ClassVar[Stage]
     ships: ClassVar[bool] = False
     """True if the transformed weights are what is written to disk (quantized weights are, caches are not)."""
-    does: ClassVar[str | None] = None
-    """What cannot be done to a network twice, as the words that complete "both ...": two such transforms conflict."""
 
     @abstractmethod
     def __call__(self, module: nn.Module) -> nn.Module: ...
@@ -51,16 +49,21 @@ def transformed(module: nn.Module, transforms: Iterable[Transform]) -> nn.Module
 
 
 def rewrite_path(module: nn.Module, path: str, rewrite: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    """A copy of `module` whose submodule at the dotted `path` is rewritten. Raises NothingMatched if there is none."""
+    """A copy of `module` with a submodule rewritten: the one at the dotted `path` from the outermost part that has it.
+
+    Raises NothingMatched if there is none.
+    """
     module = copy.deepcopy(module)
     parent_path, _, name = path.rpartition(".")
-    try:
-        parent = module.get_submodule(parent_path)
-        child = parent.get_submodule(name)
-    except AttributeError as error:
-        raise NothingMatched(f"{type(module).__name__} has no part named {path!r}") from error
-    setattr(parent, name, rewrite(child))
-    return module
+    for part in module.modules():
+        try:
+            parent = part.get_submodule(parent_path)
+            child = parent.get_submodule(name)
+        except AttributeError:
+            continue
+        setattr(parent, name, rewrite(child))
+        return module
+    raise NothingMatched(f"{type(module).__name__} has no part named {path!r}")
 
 
 M = TypeVar("M", bound=nn.Module)

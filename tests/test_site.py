@@ -102,6 +102,7 @@ def test_links_lead_somewhere_and_ids_are_unique(which: str, request: pytest.Fix
             ):
                 continue
             path, _, anchor = link.partition("#")
+            path = path.partition("?")[0]
             target = (page.parent / unquote(path)).resolve() if path else page
             assert target.is_file(), f"{page.name}: {link}"
             choice = target.name in ("compare.html", "frontier.html") and "=" in anchor

@@ -70,6 +70,8 @@ def pages(atlas: Atlas) -> Iterator[tuple[str, bytes]]:
     yield page("data/index.html", "data", tables=tables.TABLES, copied=[name for name, _ in copies(atlas)])
     for key, survey in catalog.surveys.items():
         yield page(f"survey/{key}.html", "survey", survey=survey)
+    for family in (family for area in atlas.families.values() for family in area):
+        yield page(family.path, "family", family=family)
     for id, view in atlas.techniques.items():
         yield page(f"t/{id}.html", "technique", view=view)
 

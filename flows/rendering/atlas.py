@@ -2,34 +2,28 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import quote
 
-from catalog import Area, Bed, Family, Technique
-from flows.ledger import FALSE_DISCOVERIES, Status, tally
-from flows.rendering import beds, frontier, spent, technique
+from catalog import Area, Bed, Technique
+from flows.ledger import FALSE_DISCOVERIES
+from flows.rendering import beds, family, frontier, spent, technique
 from flows.rendering.beds import BedView, Row
-from flows.rendering.charts import Chart
-from flows.rendering.claims import ClaimView, Withdrawn, withdrawn
+from flows.rendering.charts import MANY, Chart
+from flows.rendering.claims import ClaimView, Counts, Withdrawn, withdrawn
 from flows.rendering.comparison import Difference, at_equal
+from flows.rendering.family import FamilyView, Member
 from flows.rendering.frontier import AXES, Entrant, Place, standings
-from flows.rendering.measured import BASELINE, COST, NARROW, Measured, datum
+from flows.rendering.measured import BASELINE, COST, NARROW, Measured
 from flows.rendering.numbers import Record, percent
 from flows.rendering.quantities import main_metric
 from flows.rendering.spent import Spent
 from flows.rendering.technique import OnBed, TechniqueView
 
 FRONTIER = (1150, 600)
-
-
-@dataclass(frozen=True)
-class Shelf:
-    """A family with its runnable techniques; what else the literature has is only counted."""
-
-    family: Family
-    techniques: list[Technique]
-    counts: dict[Status, int]
+SPENT_EACH = ("evaluations", "macs", "latency")
+"""The costs of a sample, by which the first page says what is not beaten."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +56,20 @@ class Atlas(Measured):
         return withdrawn(self)
 
     @cached_property
-    def counts(self) -> dict[Status, int]:
-        return tally(self.judged)
+    def counts(self) -> Counts:
+        return Counts.of(self.judged)
 
     @cached_property
-    def verdicts(self) -> dict[str, dict[Status, int]]:
-        """How many claims of each technique have each status."""
-        ids = self.catalog.techniques
-        return {id: tally(each for each in self.judged if each.technique == id) for id in ids}
+    def families(self) -> dict[str, list[FamilyView]]:
+        """The families of each area."""
+        views = self.techniques.values()
+        return {
+            area.id: [
+                family.view(self, area, known, [v for v in views if (v.area, v.family) == (area, known)])
+                for known in area.families
+            ]
+            for area in self.catalog.taxonomy.areas
+        }
 
     @cached_property
     def testing(self) -> Testing:
@@ -106,33 +106,35 @@ class Atlas(Measured):
             :count
         ]
 
-    def shelves(self, area: Area) -> list[Shelf]:
-        """The families of an area."""
-        return [self._shelf(area, family) for family in area.families]
-
-    def _shelf(self, area: Area, family: Family) -> Shelf:
-        known = [t for t in self.catalog.techniques.values() if (t.area, t.family) == (area.id, family.id)]
-        counts = tally(each for each in self.judged if each.technique in {t.id for t in known})
-        return Shelf(family, known, counts)
-
-    def area_counts(self, area: Area) -> dict[Status, int]:
-        return tally(each for each in self.judged if self.catalog.techniques[each.technique].area == area.id)
+    def area_counts(self, area: Area) -> Counts:
+        return Counts.of(each for each in self.judged if self.catalog.techniques[each.technique].area == area.id)
 
     def failed(self) -> list[Record]:
         return [r for bed in self.records.values() for r in bed.values() if r["status"] == "failed"]
 
-    def on(self, bed: Bed) -> list[tuple[int, TechniqueView, OnBed]]:
-        """The techniques that run on a bed with their numbers in the key of its chart."""
-        return [
-            (number, view, on)
-            for number, view in enumerate(self.techniques.values(), 1)
-            for on in view.beds
-            if on.bed.name == bed.name
-        ]
+    def few(self, bed: Bed) -> bool:
+        """Whether a table of all its techniques is short enough to lie open."""
+        return len(self.on(bed)) <= MANY
+
+    def on(self, bed: Bed) -> list[Member]:
+        """The techniques that run on a bed."""
+        return [(view, on) for view in self.techniques.values() for on in view.beds if on.bed.name == bed.name]
 
     def entrants(self, bed: Bed) -> list[Entrant]:
         """The rows of a bed's frontier."""
-        return frontier.entrants(self, bed)
+        return self._entrants[bed.name]
+
+    @cached_property
+    def _entrants(self) -> dict[str, list[Entrant]]:
+        return {name: frontier.entrants(self, bed) for name, bed in self.catalog.beds.items()}
+
+    def unbeaten(self, bed: Bed) -> dict[str, list[str]]:
+        """The techniques that nothing beats by the bed's main metric, each with the costs of a sample that holds for."""
+        free = {
+            row.id or "": [axis for axis, place in places.items() if place.standing in ("front", "tied")]
+            for row, places in self.standings(bed, SPENT_EACH)
+        }
+        return {id: axes for id, axes in free.items() if axes}
 
     def standings(self, bed: Bed, axes: Sequence[str] = AXES) -> list[tuple[Entrant, dict[str, Place]]]:
         """Every technique of a bed with where it stands by the bed's main metric, for each cost it has."""
@@ -145,13 +147,7 @@ class Atlas(Measured):
 
     def frontier(self, bed: Bed) -> tuple[Chart, Chart] | None:
         """Every technique's default cell against the baseline's curve, once for wide screens and once for narrow."""
-        points = [
-            replace(found, mark=gap.mark if gap else "same", href=f"t/{view.technique.id}.html", key=str(number))
-            for number, view, on in self.on(bed)
-            if (record := self.record(bed.name, view.technique.id))
-            and (found := datum(record, on.default, COST, on.metric, view.technique.name, "same"))
-            for gap in [on.at_equal[COST]]
-        ]  # fmt: skip
+        points = family.points(self, self.on(bed), COST, main_metric(bed), list(self.unbeaten(bed)))
         return self.charts(bed, COST, points, f"Quality against cost on {bed.name}", sizes=(FRONTIER, NARROW))
 
     def combinations(self, bed: Bed) -> list[tuple[str, Row, Difference | None]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from catalog import Bed
-from flows.rendering.charts import Chart
+from flows.rendering.charts import View
 from flows.rendering.comparison import Difference, metrics
 from flows.rendering.measured import BASELINE, COST, Measured, Picture
 from flows.rendering.numbers import Number, Record, cost, difference, excess, quality, within
@@ -70,7 +70,7 @@ class BedView:
     path: str
     rows: list[Row]
     metrics: list[str]
-    charts: list[tuple[str, tuple[Chart, Chart]]]
+    charts: list[View]
     resolutions: list[Resolution]
     picture: Picture | None
     floor: Floor | None
@@ -114,10 +114,10 @@ def view(measured: Measured, bed: Bed) -> BedView:
     best = floor(measured, bed)
     if record is None or record["default"] not in record["cells"]:
         return BedView(bed, metric, None, path, [], [], [], [], None, best)
-    charts = [(key, measured.charts(bed, COST, [], f"The baseline on {bed.name}", key)) for key in (metric, "fidelity")]
+    charts = measured.views(bed, [COST], lambda _axis, _key: [], f"The baseline on {bed.name}")
     cells = sorted(rows(record, path), key=lambda row: record["cells"][row.cell]["cost"][COST])
     return BedView(
-        bed, metric, record, path, cells, metrics(record), [(key, pair) for key, pair in charts if pair],
+        bed, metric, record, path, cells, metrics(record), charts,
         [resolve(measured, bed, record, key, [row.cell for row in cells], path) for key in metrics(record)],
         measured.picture(bed, BASELINE, "the baseline"), best,
     )  # fmt: skip

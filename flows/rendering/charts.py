@@ -1,6 +1,6 @@
 """Charts of quality against cost: where things go. A template draws them, a style sheet colours them.
 
-Both axes are logarithmic where the values allow it: halving the cost is the same distance everywhere.
+Both axes are logarithmic where the values allow it, and say so: halving the cost is the same distance everywhere.
 """
 
 import math
@@ -16,19 +16,23 @@ Box = tuple[float, float, float, float]
 Mark = Literal["better", "same", "worse", "control", "subject", "plain"]
 GLYPH, LINE = 6.6, 16
 """Width of a letter and height of a line of labels, in units of the drawing."""
+MANY = 30
+"""Beyond so many points only the leading ones are named."""
 TOP, RIGHT, BOTTOM, LEFT = 14, 14, 46, 52
+PHONE, FEW = 400, 8
+"""A drawing of at most this width has room to name so many points."""
 
 
 @dataclass(frozen=True)
 class Datum:
-    """A cell to draw: its cost, its quality, and how it is marked."""
+    """A cell to draw: its cost, its quality, how it is marked, and whether it is named where room is scarce."""
 
     cost: Number
     quality: Number
     label: str
     mark: Mark
     href: str | None = None
-    key: str | None = None  # a short label, where there is no room for the long one
+    leads: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,17 @@ class Axis:
     def _bend(self, value: float) -> float:
         return math.log(value) if self.log else value
 
+    def named(self, title: str, note: str) -> str:
+        """The title with what is in brackets behind it."""
+        notes = ", ".join(filter(None, ("logarithmic" if self.log else "", note)))
+        return f"{title} ({notes})" if notes else title
+
     def ticks(self) -> list[Tick]:
         """Round values along the scale, six or so."""
         return [Tick(self(value), exact(round(value, 9))) for value in self._round_values()]
 
     def _round_values(self) -> list[float]:
-        if not self.log:
+        if not self.log or self.high < 3 * self.low:
             raw = (self.high - self.low) / 5
             unit = 10 ** math.floor(math.log10(raw))
             step = unit * next(m for m in (1, 2, 5, 10) if m * unit >= raw)
@@ -123,16 +132,23 @@ class Chart:
         return " ".join(f"{p.x:g},{p.y:g}" for p in self.curve)
 
 
+@dataclass(frozen=True)
+class View:
+    """The charts of one metric: a drawing for wide screens and one for narrow, for each cost."""
+
+    key: str
+    pairs: list[tuple[Chart, Chart]]
+
+
 def chart(
     curve: Sequence[Datum],
     points: Sequence[Datum],
     floor: float | None,
-    titles: tuple[str, str],
+    titles: tuple[tuple[str, str], tuple[str, str]],
     text: tuple[str, str],
     size: tuple[int, int],
-    keyed: bool = False,
 ) -> Chart:
-    """Lay out a curve and points. `titles` of the axes; `text` is title and description; `keyed` uses short labels."""
+    """Lay out a curve and points. `titles` of the axes with what to add to each; `text` is title and description."""
     width, height = size
     left, top, right, bottom = LEFT, TOP, width - RIGHT, height - BOTTOM
     x = scale([d.cost.value for d in (*curve, *points)], left + 8, right - 8)
@@ -140,10 +156,11 @@ def chart(
     heights = [v for v in (*bounds, *([floor] if floor is not None else [])) if math.isfinite(v)]
     y = scale(heights, bottom - 6, top + 6)
     drawn = [place(d, x, y) for d in curve]
-    spots = label(beside([place(d, x, y) for d in points], width / 100), drawn, (left, top, right, bottom), keyed)
+    scarce = len(points) > MANY or (width <= PHONE and len(points) > FEW)
+    spots = label(beside([place(d, x, y) for d in points], width / 100), drawn, (left, top, right, bottom), scarce)
     edge = [*((p.x, p.low) for p in drawn), *((p.x, p.high) for p in reversed(drawn))]
     return Chart(
-        width, height, *text, *titles, x.ticks(), y.ticks(), drawn, spots,
+        width, height, *text, x.named(*titles[0]), y.named(*titles[1]), x.ticks(), y.ticks(), drawn, spots,
         band=" ".join(f"{a:g},{b:g}" for a, b in edge), floor=None if floor is None else y(floor),
         frame=(left, top, right, bottom),
     )  # fmt: skip
@@ -167,27 +184,32 @@ def place(datum: Datum, x: Axis, y: Axis) -> Placed:
 
 
 def beside(points: Sequence[Placed], gap: float) -> list[Placed]:
-    """Moves points of equal cost a little apart, so that their error bars can be told apart."""
+    """Moves points of equal cost a little apart, so that their error bars can be told apart; more columns for many."""
     moved: list[Placed] = []
     for x in dict.fromkeys(p.x for p in points):
         column = sorted((p for p in points if p.x == x), key=lambda p: (p.y, p.datum.label))
+        abreast = min(len(column), max(5, min(9, len(column) // 4)))
         for index, p in enumerate(column):
-            shift = round((index % 5 - (min(len(column), 5) - 1) / 2) * gap, 2)
+            shift = round((index % abreast - (abreast - 1) / 2) * gap, 2)
             moved.append(replace(p, x=p.x + shift))
     return moved
 
 
-def label(points: Sequence[Placed], curve: Sequence[Placed], frame: Box, keyed: bool) -> list[Placed]:
-    """Puts each label at the nearest free spot beside its point, with a leader where that is not next to it."""
+def label(points: Sequence[Placed], curve: Sequence[Placed], frame: Box, scarce: bool) -> list[Placed]:
+    """Puts each label at the nearest free spot beside its point, with a leader where that is not next to it.
+
+    Where room is scarce, only leading points get one, and they are drawn above the others.
+    """
     taken = [(p.x - 6, p.y - 6, p.x + 6, p.y + 6) for p in points]
     taken += [(p.x - 4, p.y - 4, p.x + 4, p.y + 4) for p in curve]
     drawn = [(p.x - 2, p.high - 2, p.x + 2, p.low + 2) for p in (*points, *curve)]
     drawn += [box for a, b in pairwise(curve) for box in _along(a, b)]
     result: list[Placed] = []
-    for p in sorted(points, key=lambda p: (-p.x, p.y)):
-        text = (p.datum.key if keyed else None) or p.datum.label
+    for p in sorted(points, key=lambda p: (p.datum.leads, -p.x, p.y)):
+        text = p.datum.label
         width = len(text) * GLYPH
-        spot = _free(p, width, frame, [*taken, *drawn]) or _free(p, width, frame, taken)
+        silent = scarce and not p.datum.leads
+        spot = None if silent else _free(p, width, frame, [*taken, *drawn]) or _free(p, width, frame, taken)
         if spot is None:
             result.append(p)
             continue

@@ -1,12 +1,13 @@
 """A claim beside its verdict, the number it rests on, and every term under which it was ever measured."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from catalog import Claim, Technique
 from flows.history import Terms
-from flows.ledger import Judged
+from flows.ledger import Judged, Status, tally
 from flows.rendering.measured import Measured
 from flows.rendering.numbers import MINUS, Number, exact
 
@@ -36,6 +37,19 @@ class Withdrawn:
     id: str
     last: list[tuple[str, str]]
     terms: Terms
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many claims have each status, and at which scales those with a verdict were decided."""
+
+    statuses: dict[Status, int]
+    scales: list[str]
+
+    @staticmethod
+    def of(judged: Iterable[Judged]) -> "Counts":
+        known = list(judged)
+        return Counts(tally(known), list(dict.fromkeys(each.scale for each in known if each.verdict and each.scale)))
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def technique(view: TechniqueView) -> dict[str, Any]:
         "name": known.name, "area": view.area.title, "family": view.family.title, "year": known.paper.year,
         "idea": known.idea, "saves": list(known.cost_axis), "retrains": known.retrains, "changes": list(known.changes),
         "rivals": view.claimed,
-        "claims": view.counts,
+        "claims": view.counts.statuses,
     }  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def bed(atlas: Atlas, name: str) -> dict[str, Any]:
         by = index[id(place.by)] if place.by else None
         return [index[id(place.entrant)], place.standing, by]
 
-    own = {shown.technique.id: on for _, shown, on in atlas.on(view.bed)}
+    own = {shown.technique.id: on for shown, on in atlas.on(view.bed)}
     return {
         "title": view.bed.title, "scale": view.bed.scale, "basis": atlas.seeds(view.bed), "metric": view.metric,
         "metrics": keys, "axes": axes, "rows": [entry(row, own.get(row.id or "")) for row in rows],

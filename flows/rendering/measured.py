@@ -2,9 +2,9 @@
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ from flows import history
 from flows.history import Histories
 from flows.ledger import Judged, judge_records, read_floors, read_records, stale
 from flows.records import read_json
-from flows.rendering.charts import Chart, Datum, Mark, chart
+from flows.rendering.charts import Chart, Datum, Mark, View, chart
 from flows.rendering.numbers import Number, Record, cost, grouped, plural, quality
-from flows.rendering.quantities import METRICS, main_metric, title
+from flows.rendering.quantities import METRICS, charted, main_metric, title
 
 BASELINE = "baseline"
 COST = "evaluations"
 """The cost that charts show."""
-WIDE, NARROW = (760, 400), (350, 420)
+WIDE, HALF, NARROW = (760, 400), (566, 380), (350, 420)
 GRID = 380
 """About how wide a grid of samples is shown, in CSS pixels; whole multiples of its own pixels keep it crisp."""
 
@@ -42,6 +42,7 @@ class Measured:
         self.records = read_records(results)
         self.floors = read_floors(results)
         self.stale = stale(catalog, self.records, self.floors)
+        self.curve = cache(self._curve)
 
     @cached_property
     def judged(self) -> list[Judged]:
@@ -49,9 +50,27 @@ class Measured:
         return judge_records(self.catalog, self.records, self.stale, self.histories)
 
     @cached_property
+    def judged_of(self) -> dict[str, list[Judged]]:
+        """The claims of each technique."""
+        found: dict[str, list[Judged]] = {id: [] for id in self.catalog.techniques}
+        for each in self.judged:
+            found[each.technique].append(each)
+        return found
+
+    @cached_property
     def histories(self) -> Histories:
         """The terms of every claim that was ever measured."""
         return history.read_all(self.results)
+
+    @cached_property
+    def together(self) -> dict[str, set[str]]:
+        """By technique: those that some cell runs together with it."""
+        found: dict[str, set[str]] = {}
+        for record in (record for bed in self.records.values() for record in bed.values()):
+            for cell in record["cells"].values():
+                for id in cell["methods"]:
+                    found.setdefault(id, set()).update(cell["methods"])
+        return found
 
     def record(self, bed: str, id: str) -> Record | None:
         return self.records.get(bed, {}).get(id)
@@ -103,13 +122,28 @@ class Measured:
             return None
         return Number(value, -math.inf, math.inf, 1, n, METRICS[key].title, bed, cell, f"data/{bed}/floor.json")
 
-    def curve(self, bed: str, axis: str = COST, key: str = "fd") -> list[Datum]:
+    def _curve(self, bed: str, axis: str, key: str) -> list[Datum]:
         """The baseline at each of its step counts, by rising cost; empty without its record."""
         record = self.record(bed, BASELINE)
         if record is None:
             return []
         data = [datum(record, cell, axis, key, BASELINE, "plain") for cell in record["cells"]]
         return sorted((d for d in data if d), key=lambda d: d.cost.value)
+
+    def views(
+        self, bed: Bed, axes: Sequence[str], points: Callable[[str, str], Iterable[Datum] | None], heading: str
+    ) -> list[View]:
+        """A view for each metric that has charts; `points` gives those of a cost and a metric, None for no chart."""
+        sizes = (HALF if len(axes) > 1 else WIDE, NARROW)
+        found = []
+        for key in charted(bed):
+            drawn = [(axis, each) for axis in axes if (each := points(axis, key)) is not None]
+            pairs = [
+                self.charts(bed, axis, list(each), f"{heading}: {title(key)} against {title(axis)}", key, sizes)
+                for axis, each in drawn
+            ]
+            found.append(View(key, [pair for pair in pairs if pair]))
+        return [view for view in found if view.pairs]
 
     def charts(
         self, bed: Bed, axis: str, points: Sequence[Datum], heading: str, key: str | None = None,
@@ -127,17 +161,18 @@ class Measured:
                 f" to {curve[-1].quality.text} at {curve[-1].cost.text}. "
             )
         about += f"{plural(len(points), 'point')} drawn beside it." if points else ""
-        wanted = f"{METRICS[key].better} is better"
-        titles = (f"{title(axis)} per sample (logarithmic)", f"{title(key)} (logarithmic, {wanted})")
+        titles = ((f"{title(axis)} per sample", ""), (title(key), f"{METRICS[key].better} is better"))
         line = self.floor_line(bed.name, key)
-        wide, narrow = (
-            chart(curve, points, line, titles, (heading, about), size, keyed=size == NARROW) for size in sizes
-        )
+        wide, narrow = (chart(curve, points, line, titles, (heading, about), size) for size in sizes)
         return wide, narrow
 
 
-def datum(record: Record, cell: str, axis: str, key: str, label: str, mark: Mark) -> Datum | None:
-    """A cell as a point of a chart, None where the chart has no place for it."""
+def datum(
+    record: Record, cell: str, axis: str, key: str, label: str, mark: Mark, href: str | None = None, leads: bool = True
+) -> Datum | None:
+    """A cell as a point of a chart, None where the chart has no place for it, or its cost is not all counted."""
+    if axis == "macs" and cell in record["cells"] and record["cells"][cell]["cost"]["uncounted_ops"]:
+        return None
     path = f"data/{record['bed']}/{record['id']}.json"
     spent, found = cost(record, cell, axis, path), quality(record, cell, key, path)
-    return Datum(spent, found, label, mark) if spent and found and spent.value > 0 else None
+    return Datum(spent, found, label, mark, href, leads) if spent and found and spent.value > 0 else None

@@ -269,6 +269,12 @@ def main_metric(bed: Bed) -> str:
     return "fd" if bed.features else "w2"
 
 
+def charted(bed: Bed) -> list[str]:
+    """The qualities of which a bed has charts: the distance, faithfulness to the weights, realism, variety."""
+    near, wide = ("precision", "recall") if bed.features else ("off_manifold", "coverage")
+    return [main_metric(bed), "fidelity", near, wide]
+
+
 def counted(bed: Bed) -> list[str]:
     """The costs that differ between cells of a bed: where the denoiser is exact there is no network to count."""
     return ["evaluations", "macs", "parameters", "bytes"] if bed.network else ["evaluations", "sequential_calls"]

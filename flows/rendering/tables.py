@@ -111,7 +111,7 @@ def package() -> dict[str, Any]:
 
 def techniques(atlas: Atlas) -> Iterator[Line]:
     for id, view in atlas.techniques.items():
-        known, counts = view.technique, view.counts
+        known, counts = view.technique, view.counts.statuses
         yield (
             id, known.name, known.area, known.family, known.paper.title, known.paper.year, known.paper.arxiv or "",
             " ".join(known.cost_axis), "yes" if known.retrains else "no", " ".join(known.beds),

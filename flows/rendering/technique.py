@@ -6,17 +6,16 @@ from typing import get_args
 
 from catalog import Area, Bed, Family, Section, Survey, Surveyed, Technique
 from catalog.models import Sampling, Training
-from flows.ledger import Status, tally
 from flows.rendering import claims, costs
 from flows.rendering.beds import Row, rows
-from flows.rendering.charts import Chart
-from flows.rendering.claims import ClaimView, Withdrawn
+from flows.rendering.charts import Datum, View
+from flows.rendering.claims import ClaimView, Counts, Withdrawn
 from flows.rendering.comparison import Difference, Opponent, Score, against, at_equal, metrics, scores
 from flows.rendering.costs import PaysBack, Provenance, Spending
 from flows.rendering.equations import equations
 from flows.rendering.measured import BASELINE, COST, Measured, Picture, datum
 from flows.rendering.numbers import Number, Record, difference, excess, quality
-from flows.rendering.quantities import counted, main_metric, title
+from flows.rendering.quantities import counted, main_metric
 
 EXCLUSIVE = {*get_args(Training), *get_args(Sampling)}
 """Fields of the recipe that one technique at a time may edit."""
@@ -41,6 +40,7 @@ class OnBed:
     """
 
     bed: Bed
+    counts: Counts
     metric: str
     path: str | None
     status: str
@@ -51,7 +51,7 @@ class OnBed:
     pictures: list[tuple[str, Picture | None]]
     rows: list[Row]
     metrics: list[str]
-    charts: list[tuple[Chart, Chart]]
+    charts: list[View]
     opponents: list[Opponent]
     gap: Difference | None
     excess: Number | None
@@ -106,16 +106,22 @@ class Place:
 
 @dataclass(frozen=True)
 class TechniqueView:
+    """Everything the page of a technique shows.
+
+    `rivals` edit a field of the recipe that this one edits too, by that field; `partners` were run together with it.
+    """
+
     technique: Technique
     area: Area
     family: Family
     equations: list[str]
     claims: list[ClaimView]
     withdrawn: list[Withdrawn]
-    counts: dict[Status, int]
+    counts: Counts
     beds: list[OnBed]
     places: list[Place]
-    rivals: dict[str, list[Technique]]  # by field of the recipe
+    rivals: dict[str, list[Technique]]
+    partners: list[Technique]
 
     @property
     def asked(self) -> list[list[ClaimView]]:
@@ -144,7 +150,7 @@ def view(measured: Measured, technique: Technique, withdrawn: list[Withdrawn]) -
     """Everything the page of a technique shows."""
     catalog = measured.catalog
     area = next(a for a in catalog.taxonomy.areas if a.id == technique.area)
-    judged = [each for each in measured.judged if each.technique == technique.id]
+    judged = measured.judged_of[technique.id]
     return TechniqueView(
         technique,
         area,
@@ -152,10 +158,11 @@ def view(measured: Measured, technique: Technique, withdrawn: list[Withdrawn]) -
         equations(technique.equation),
         [claims.view(measured, each) for each in judged],
         [each for each in withdrawn if each.technique == technique.id],
-        tally(judged),
+        Counts.of(judged),
         [on_bed(measured, technique, catalog.bed(bed)) for bed in technique.beds],
         [Place(catalog.surveys[p.survey], catalog.surveys[p.survey].rows()[p.section], p) for p in technique.surveys],
         rivals(measured, technique),
+        partners(measured, technique),
     )
 
 
@@ -170,11 +177,18 @@ def rivals(measured: Measured, technique: Technique) -> dict[str, list[Technique
     return {field: rivals for field, rivals in found.items() if rivals}
 
 
+def partners(measured: Measured, technique: Technique) -> list[Technique]:
+    """Techniques that some cell of a record runs together with this one, those that it needs left out."""
+    found = measured.together.get(technique.id, set()) - {technique.id, *technique.builds_on}
+    return [known for id, known in measured.catalog.techniques.items() if id in found]
+
+
 def on_bed(measured: Measured, technique: Technique, bed: Bed) -> OnBed:
     """A technique on a bed, with a record or without."""
     names = list(measured.catalog.cells(technique.id, bed.name))
+    counts = Counts.of(each for each in measured.judged_of[technique.id] if each.bed == bed.name)
     blank = OnBed(
-        bed, main_metric(bed), None, "none", None, names[0], names[min(1, len(names) - 1)],
+        bed, counts, main_metric(bed), None, "none", None, names[0], names[min(1, len(names) - 1)],
         [Counter(name, None) for name in technique.counters],
         [
             (technique.name, measured.picture(bed, technique.id, technique.name)),
@@ -203,7 +217,9 @@ def filled(blank: OnBed, measured: Measured, technique: Technique, record: Recor
         counters=[Counter(name, cell["counters"].get(name, 0) if cell else None) for name in technique.counters],
         rows=rows(record, path),
         metrics=metrics(record),
-        charts=[found for axis in axes if (found := cells_chart(measured, technique, bed, record, axis))],
+        charts=measured.views(
+            bed, axes, lambda axis, key: cell_points(technique, record, axis, key) or None, technique.name
+        ),
         opponents=against(record, metric, path),
         gap=Difference(metric, gap) if gap else None,
         excess=excess(quality(record, default, metric, path), measured.floor_number(bed.name, metric)),
@@ -220,18 +236,17 @@ def filled(blank: OnBed, measured: Measured, technique: Technique, record: Recor
     )
 
 
-def cells_chart(
-    measured: Measured, technique: Technique, bed: Bed, record: Record, axis: str
-) -> tuple[Chart, Chart] | None:
-    """The technique's cells against the baseline's curve; plain baseline cells lie on it and are left out."""
-    key = main_metric(bed)
-    points = [
+def cell_points(technique: Technique, record: Record, axis: str, key: str) -> list[Datum]:
+    """The technique's cells and its controls'; plain baseline cells lie on the curve and are left out.
+
+    Fidelity is to a network of its own where a technique retrains, and has no place beside the baseline's.
+    """
+    if technique.retrains and key == "fidelity":
+        return []
+    return [
         found
         for cell, content in record["cells"].items()
-        if content["methods"] and not (axis == "macs" and content["cost"]["uncounted_ops"])
+        if content["methods"]
         and (found := datum(record, cell, axis, key, cell, "subject" if technique.id in content["methods"]
                             else "control"))
     ]  # fmt: skip
-    if axis == "macs" and not points:
-        return None
-    return measured.charts(bed, axis, points, f"{technique.name}: quality against {title(axis)}")

@@ -41,16 +41,16 @@ const found = document.getElementById("found");
 if (found && asked) search(asked);
 
 function search(text) {
-  const words = plain(text).split(/\s+/);
   let count = 0;
   for (const shelf of document.querySelectorAll(".shelf")) {
     const works = [...shelf.querySelectorAll("[data-text]")];
-    for (const work of works) work.hidden = !words.every((word) => plain(work.dataset.text).includes(word));
+    for (const work of works) work.hidden = !holds(work.dataset.text, text);
     count += works.filter((work) => !work.hidden).length;
     shelf.hidden = works.every((work) => work.hidden);
   }
   for (const area of document.querySelectorAll(".area")) {
     area.hidden = [...area.querySelectorAll(".shelf")].every((shelf) => shelf.hidden);
+    for (const bare of area.querySelectorAll(".bare")) bare.hidden = true;
   }
   document.querySelector(".find input").value = text;
   found.append(`${count} ${count === 1 ? "technique" : "techniques"} that run here match “${text}”. `);
@@ -59,6 +59,12 @@ function search(text) {
   all.append("Show all");
   found.append(all);
   found.hidden = false;
+}
+
+// Whether a text has all the words, whatever their order, case and accents.
+function holds(text, words) {
+  const known = plain(text);
+  return plain(words).trim().split(/\s+/).every((word) => known.includes(word));
 }
 
 function plain(text) {
@@ -72,7 +78,8 @@ if (ledger) {
   const rows = [...document.querySelectorAll(".ledger tbody tr")];
   const filter = () => {
     const chosen = [...new FormData(ledger)].filter(([, value]) => value);
-    for (const row of rows) row.hidden = !chosen.every(([name, value]) => row.dataset[name] === value);
+    const fits = (row, name, value) => (name === "words" ? holds(row.textContent, value) : row.dataset[name] === value);
+    for (const row of rows) row.hidden = !chosen.every(([name, value]) => fits(row, name, value));
     for (const section of document.querySelectorAll(".verdict")) {
       const kept = [...section.querySelectorAll("tbody tr")].filter((row) => !row.hidden).length;
       section.hidden = chosen.length > 0 && kept === 0;
@@ -83,7 +90,7 @@ if (ledger) {
   };
   const params = new URLSearchParams(location.search);
   for (const select of ledger.elements) if (params.has(select.name)) select.value = params.get(select.name);
-  ledger.addEventListener("change", filter);
+  ledger.addEventListener("input", filter);
   ledger.addEventListener("submit", (event) => event.preventDefault());
   filter();
 }

@@ -67,7 +67,9 @@ def pages(atlas: Atlas) -> Iterator[tuple[str, bytes]]:
     yield page("beds.html", "beds")
     yield page("methods.html", "methods")
     yield page("survey/index.html", "surveys")
-    yield page("data/index.html", "data", tables=tables.TABLES, copied=[name for name, _ in copies(atlas)])
+    copied = [name.split("/")[1:] for name, _ in copies(atlas)]
+    folders = {bed: [name for folder, name in copied if folder == bed] for bed, _ in copied}
+    yield page("data/index.html", "data", tables=tables.TABLES, folders=folders)
     for key, survey in catalog.surveys.items():
         yield page(f"survey/{key}.html", "survey", survey=survey)
     for family in (family for area in atlas.families.values() for family in area):

@@ -37,7 +37,7 @@ def technique(view: TechniqueView) -> dict[str, Any]:
         "name": known.name, "area": view.area.title, "family": view.family.title, "year": known.paper.year,
         "idea": known.idea, "saves": list(known.cost_axis), "retrains": known.retrains, "changes": list(known.changes),
         "rivals": view.claimed,
-        "claims": view.counts.statuses,
+        "claims": view.counts.statuses, "scales": view.counts.scales,
     }  # fmt: skip
 
 

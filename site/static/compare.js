@@ -37,7 +37,7 @@ function show() {
   const bed = ATLAS.beds[beds.value];
   const rows = chosen.map((id) => bed.rows.find((row) => row.id === id) ?? null);
   const there = bed.rows.filter((row) => row.id && !chosen.includes(row.id));
-  add.replaceChildren(new Option("a technique …", ""), ...there.map((row) => new Option(row.name, row.id)));
+  add.replaceChildren(new Option("a technique …", ""), ...families(there));
   add.disabled = chosen.length >= MOST;
   const missing = chosen.filter((_, index) => !rows[index]).map((id) => ATLAS.techniques[id].name);
   document.getElementById("message").textContent = [
@@ -69,6 +69,17 @@ function show() {
   );
 }
 
+// The techniques to choose from, family by family.
+function families(rows) {
+  const groups = new Map();
+  for (const row of rows) {
+    const { area, family } = ATLAS.techniques[row.id], title = `${area}, ${family}`;
+    if (!groups.has(title)) groups.set(title, Object.assign(document.createElement("optgroup"), { label: title }));
+    groups.get(title).append(new Option(row.name, row.id));
+  }
+  return groups.values();
+}
+
 function line(title, cells, tag = "td") {
   const made = document.createElement("tr");
   const name = element("th", title);
@@ -93,7 +104,7 @@ function heading(id) {
 
 function claims(one) {
   const list = Object.entries(one.claims).filter(([, count]) => count).map(([status, count]) => `${count} ${status}`);
-  return list.join(", ") || "none";
+  return list.length ? `${list.join(", ")}${one.scales.length ? `; ${one.scales.join(" and ")} scale` : ""}` : "none";
 }
 
 function combines(id) {

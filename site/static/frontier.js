@@ -5,6 +5,7 @@
 const form = document.getElementById("choices");
 const live = document.getElementById("live");
 const { bed: beds, metric: metrics, cost: costs } = form.elements;
+const ORDER = ["front", "tied", "beaten", "one value"];
 const WORDS = { front: "on the front", tied: "ties with", beaten: "beaten by", "one value": "one value: no interval" };
 let drawing = 0;
 
@@ -70,7 +71,8 @@ function show() {
 }
 
 function list(places, metric, cost, kept = null, points = []) {
-  const shown = places.filter((_, index) => kept === null || inside(points[index], kept));
+  const left = places.filter((_, index) => kept === null || inside(points[index], kept));
+  const shown = ORDER.flatMap((standing) => left.filter((place) => place.standing === standing));
   document.querySelector("#standing tbody").replaceChildren(...shown.map(({ row, standing, by }) => {
     const line = document.createElement("tr");
     const name = element("th", named(row));
@@ -164,6 +166,8 @@ function chart(points, metric, cost) {
     condition: [{ test: "datum.standing === 'front'", value: front }, { test: "datum.standing === 'tied'", value: tied }],
     value: other,
   });
+  const named = only("datum.kind === 'technique' && datum.standing === 'front'"), text = { field: "name" };
+  const label = { type: "text", align: "left", dx: 8, dy: -7, fontSize: 12 };
   return {
     $schema: "https://vega.github.io/schema/vega-lite/v6.json",
     width: "container", height: Math.min(480, Math.max(320, innerHeight * 0.55)), background: null,
@@ -182,9 +186,8 @@ function chart(points, metric, cost) {
           y, tooltip, href: { field: "href" }, shape: by("triangle-up", "circle", "triangle-down"),
           fill: by(accent, paper, paper), stroke: { value: accent },
         } },
-      { ...only("datum.kind === 'technique' && datum.standing === 'front'"),
-        mark: { type: "text", align: "left", dx: 8, dy: -7, color: ink, fontSize: 12 },
-        encoding: { y, text: { field: "name" } } },
+      { ...named, mark: { ...label, stroke: paper, strokeWidth: 4, strokeJoin: "round" }, encoding: { y, text } },
+      { ...named, mark: { ...label, color: ink }, encoding: { y, text } },
     ],
     config: {
       font: style.getPropertyValue("--sans"), view: { stroke: null },

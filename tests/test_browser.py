@@ -21,7 +21,7 @@ from flows.rendering import render
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 ROOT = Path(__file__).parents[1]
 SCREENSHOTS = ROOT / "work" / "screenshots"
-KEY_PAGES = ("index", "taxonomy", "t/deepcache", "frontier", "compare", "claims")
+KEY_PAGES = ("index", "taxonomy", "family/inference-ode_solver", "t/deepcache", "frontier", "compare", "claims")
 CHOICE = {"compare": "#bed=digits&t=deepcache,ddim,dpm_solver_pp_2m"}
 VALIDATOR = "html-validate@11.18.0"
 
@@ -80,22 +80,42 @@ def test_without_javascript_charts_and_tables_are_there(site: Path, browser: Bro
     page = browser.new_context(java_script_enabled=False).new_page()
     page.goto(address(site, "frontier"))
     assert page.locator(".still svg.chart").count() >= 2 and not page.locator("#live").is_visible()
+    for folded in page.locator("details:not([open]) > summary").all():
+        folded.click()
     assert page.get_by_role("row", name="DeepCache").last.inner_text().count("beaten by") >= 2
+    page.goto(address(site, "t/deepcache"))
+    page.locator(".views").first.get_by_text("Recall", exact=True).click()
+    assert drawn(page) == ["DeepCache: Recall against Evaluations", "DeepCache: Recall against MACs"]
     page.goto(address(site, "compare"))
     assert "Choosing needs JavaScript" in page.locator("noscript").inner_text()
 
 
+def drawn(page: Page) -> list[str]:
+    """The titles of the charts that are shown first."""
+    return page.locator(".views").first.locator("svg:visible > title").all_text_contents()
+
+
+def test_the_quality_of_a_chart_is_chosen_by_keyboard(site: Path, page: Page) -> None:
+    page.goto(address(site, "t/deepcache"))
+    assert drawn(page) == ["DeepCache: FD against Evaluations", "DeepCache: FD against MACs"]
+    page.get_by_role("radio", name="FD").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert drawn(page) == ["DeepCache: Fidelity error against Evaluations", "DeepCache: Fidelity error against MACs"]
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert len(drawn(page)) == 2 and page.locator(".views svg.wide:visible").count() == 0
+
+
 def test_tables_sort_by_mouse_and_by_keyboard(site: Path, page: Page) -> None:
     page.goto(address(site, "index"))
-    names = [name.split("\n")[0] for name in column(page, ".standings", 1)]
+    names = [name.split("\n")[0] for name in column(page, ".standings", 0)]
     heading = page.locator(".standings th", has_text="Technique")
     heading.get_by_role("button").click()
     expect(heading).to_have_attribute("aria-sort", "ascending")
-    assert [name.split("\n")[0] for name in column(page, ".standings", 1)] == sorted(names, key=str.casefold)
+    assert [name.split("\n")[0] for name in column(page, ".standings", 0)] == sorted(names, key=str.casefold)
     heading.get_by_role("button").focus()
     page.keyboard.press("Enter")
     expect(heading).to_have_attribute("aria-sort", "descending")
-    assert [name.split("\n")[0] for name in column(page, ".standings", 1)] == sorted(names, key=str.casefold)[::-1]
+    assert [name.split("\n")[0] for name in column(page, ".standings", 0)] == sorted(names, key=str.casefold)[::-1]
 
 
 def test_search_finds_techniques_from_any_page(site: Path, page: Page) -> None:
@@ -124,6 +144,11 @@ def test_the_ledger_is_filtered(site: Path, page: Page) -> None:
     assert {row.get_attribute("data-area") for row in left.all()} == {"training"}
     expect(page.get_by_text(f"{left.count()} of {whole} claims.")).to_be_visible()
     assert page.locator("h2:visible").all_inner_texts()[0].split() == ["Supported", str(left.count())]
+    page.goto(address(site, "claims") + "?family=inference-feature_caching")
+    assert {row.get_attribute("data-family") for row in left.all()} == {"inference-feature_caching"}
+    page.get_by_label("Words").fill("deepcache MACs")
+    expect(left.first).to_contain_text("DeepCache")
+    assert 0 < left.count() < whole
 
 
 def test_a_comparison_is_chosen_and_carried_by_its_address(site: Path, page: Page, browser: Browser) -> None:
@@ -157,7 +182,8 @@ def test_the_frontier_follows_its_controls(site: Path, page: Page) -> None:
     expect(page.locator("#live-title")).to_have_text("FD against MACs on Digits 8x8")
     expect(page).to_have_url(re.compile("#bed=digits&metric=fd&cost=macs$"))
     values = page.evaluate(
-        """ATLAS.beds.digits.standings["fd macs"].map(([row]) => ATLAS.beds.digits.rows[row].name)"""
+        """["front", "tied", "beaten"].flatMap((wanted) => ATLAS.beds.digits.standings["fd macs"]
+            .filter(([, standing]) => standing === wanted).map(([row]) => ATLAS.beds.digits.rows[row].name))"""
     )
     assert [name.split("\n")[0] for name in column(page, "#standing", 0)] == values
     box = page.locator("#chart svg").first.bounding_box()

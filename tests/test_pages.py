@@ -122,6 +122,57 @@ def test_a_row_that_is_there_already_is_named_and_a_missing_one_has_its_reason(s
     assert "The count leaves out aten._int_mm" in text(unknown["Control at equal MACs"])
 
 
+def test_a_family_puts_its_techniques_side_by_side(site: Path, results: Path, known: Catalog) -> None:
+    members = {t.id: t.name for t in known.techniques.values() if t.family == "ode_solver"}
+    page = "family/inference-ode_solver.html"
+    table = rows(section(site, page, "on-digits", "</table>"))
+    assert list(table) == list(members.values())
+    for id, name in members.items():
+        found = record(results, "digits", id)
+        own = found["cells"][found["default"]]
+        cells = [text(cell).split(">")[-1].split() for cell in table[name].split("</td>")]
+        assert float(cells[0][0]) == own["cost"]["evaluations"]
+        assert float(cells[4][0]) == pytest.approx(own["metrics"]["fd"]["mean"], abs=0.006)
+        assert f'href="../data/digits/{id}.json"' in table[name] and "toy scale" in text(table[name])
+    drawn = section(site, page, "family-digits-fd-wide-title", "</svg>")
+    assert drawn.count('class="point') == len(members) and drawn.count('class="plain"') == len(CURVE)
+    assert all(f'href="../t/{id}.html"' in drawn for id in members)
+
+
+def test_a_family_of_which_nothing_runs_says_so(site: Path, known: Catalog) -> None:
+    filled = {(t.area, t.family) for t in known.techniques.values()}
+    bare = [(a.id, f) for a in known.taxonomy.areas for f in a.families if (a.id, f.id) not in filled]
+    for area, family in bare:
+        page = text((site / f"family/{area}-{family.id}.html").read_text())
+        assert f"{family.listed} technique" in page and "none is runnable here yet" in page
+        assert f"{family.title} ({family.listed})" in text((site / "taxonomy.html").read_text()).replace(" )", ")")
+
+
+def test_charts_offer_several_qualities_and_fidelity_only_where_weights_are_the_same(site: Path, results: Path) -> None:
+    page = (site / "t/edm_heun.html").read_text()
+    assert re.findall(r'type="radio" name="chart-digits" id="chart-digits-(\w+)"', page) == ["fd", "fidelity", "recall"]
+    assert page.count(" checked>") == len(known_beds(results, "edm_heun"))
+    found = record(results, "digits", "edm_heun")
+    recall = found["cells"][found["default"]]["metrics"]["recall"]
+    drawn = text(section(site, "t/edm_heun.html", "chart-digits-recall-wide-title", "</svg>"))
+    assert f"edm_heun: {Number(recall['mean'], recall['low'], recall['high'], 5, 1, '', '', '', '').text}" in drawn
+    assert "chart-digits-fidelity" not in (site / "t/v_prediction.html").read_text()
+
+
+def known_beds(results: Path, id: str) -> list[Path]:
+    return list(results.glob(f"*/{id}.json"))
+
+
+def test_what_nothing_beats_stands_on_the_first_page(site: Path) -> None:
+    lines = list(csv.DictReader((site / "data/frontier.csv").read_text().splitlines()))
+    free = {
+        line["id"] for line in lines if line["id"] and (line["bed"], line["metric"]) == ("digits", "fd")
+        and line["axis"] in ("evaluations", "macs", "latency") and line["standing"] in ("front", "tied")
+    }  # fmt: skip
+    table = section(site, "index.html", "unbeaten", "</table>")
+    assert free and set(re.findall(r'<th scope="row"><a href="t/(\w+)\.html"', table)) == free
+
+
 def test_what_did_not_fire_gets_no_verdict(site: Path) -> None:
     page = text((site / f"t/{made_up.SILENT}.html").read_text())
     assert "did not fire: no verdict rests on it" in page and "One whose counters read zero gets no verdict" in page

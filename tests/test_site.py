@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -85,10 +86,14 @@ def read(page: Path) -> Links:
 
 
 @pytest.mark.parametrize("which", ["empty", "full"])
-def test_every_technique_and_survey_has_a_page(which: str, known: Catalog, request: pytest.FixtureRequest) -> None:
+def test_every_technique_family_and_survey_has_a_page(
+    which: str, known: Catalog, request: pytest.FixtureRequest
+) -> None:
     site = request.getfixturevalue(which)
     assert {page.stem for page in (site / "t").iterdir()} == set(known.techniques)
     assert {page.stem for page in (site / "survey").iterdir()} == {"index", *known.surveys}
+    families = {f"{area.id}-{family.id}" for area in known.taxonomy.areas for family in area.families}
+    assert {page.stem for page in (site / "family").iterdir()} == families
 
 
 @pytest.mark.parametrize("which", ["empty", "full"])
@@ -145,6 +150,20 @@ def test_rendering_again_leaves_files_alone_and_removes_its_own(known: Catalog, 
     assert (tmp_path / "notes.txt").exists()
 
 
+def test_one_result_changes_only_the_pages_that_show_it(known: Catalog, results: Path, tmp_path: Path) -> None:
+    shutil.copytree(results, tmp_path / "results")
+    render(known, tmp_path / "results", tmp_path / "site")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "site").rglob("*") if path.is_file()}
+    path = tmp_path / "results/digits/edm_heun.json"
+    record = json.loads(path.read_text())
+    record["cells"][record["default"]]["metrics"]["nearest"]["mean"] += 0.25
+    path.write_text(json.dumps(record))
+    render(known, tmp_path / "results", tmp_path / "site")
+    changed = {path.relative_to(tmp_path / "site").as_posix() for path, when in before.items()
+               if path.stat().st_mtime_ns != when}  # fmt: skip
+    assert changed == {"t/edm_heun.html", "data/digits/edm_heun.json", "data/results.csv", "data/results.json"}
+
+
 def test_markup_in_the_catalog_is_text(known: Catalog, tmp_path: Path) -> None:
     ddim = known.techniques["ddim"]
     claim = ddim.claims[0].model_copy(update={"says": "<b onclick='x()'>bold</b>"})
@@ -198,6 +217,20 @@ def test_a_verdict_stands_beside_its_claim_with_its_scale(known: Catalog, full: 
         scale = known.bed(each["bed"]).scale if each["bed"] else None
         assert (f"{scale} scale" in article) == (each["verdict"] is not None)
     assert {each["status"] for each in judged} == {"supported", "not supported", "inconclusive", "not tested"}
+
+
+def test_the_scale_stands_beside_every_count_of_verdicts(full: Path) -> None:
+    counted = 0
+    for page in pages(full):
+        for tally in re.findall(r'<ul class="tally.*?</ul>', page.read_text(), re.DOTALL):
+            reached = any(
+                f'class="badge {status}"' in tally for status in ("supported", "not-supported", "inconclusive")
+            )
+            assert (
+                re.search(r'class="scale">(toy|reduced|toy and reduced|reduced and toy) scale<', tally) is not None
+            ) == reached
+            counted += reached
+    assert counted > 50
 
 
 def test_the_first_page_is_small(full: Path) -> None:

@@ -129,7 +129,7 @@ class Atlas(Measured):
         return {name: frontier.entrants(self, bed) for name, bed in self.catalog.beds.items()}
 
     def unbeaten(self, bed: Bed) -> dict[str, list[str]]:
-        """The techniques that nothing beats by the bed's main metric, each with the costs of a sample that holds for."""
+        """The techniques that nothing beats by the bed's main metric, each with the costs at which that holds."""
         free = {
             row.id or "": [axis for axis, place in places.items() if place.standing in ("front", "tied")]
             for row, places in self.standings(bed, SPENT_EACH)

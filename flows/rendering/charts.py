@@ -14,8 +14,8 @@ from flows.rendering.numbers import Number, exact
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 Mark = Literal["better", "same", "worse", "control", "subject", "plain"]
-GLYPH, LINE = 6.6, 16
-"""Width of a letter and height of a line of labels, in units of the drawing."""
+GLYPH, LINE, NOTE = 6.6, 16, 106
+"""Width of a letter, height of a line of labels and width of the note on the floor, in units of the drawing."""
 MANY = 30
 """Beyond so many points only the leading ones are named."""
 TOP, RIGHT, BOTTOM, LEFT = 14, 14, 46, 52
@@ -157,7 +157,9 @@ def chart(
     y = scale(heights, bottom - 6, top + 6)
     drawn = [place(d, x, y) for d in curve]
     scarce = len(points) > MANY or (width <= PHONE and len(points) > FEW)
-    spots = label(beside([place(d, x, y) for d in points], width / 100), drawn, (left, top, right, bottom), scarce)
+    note = () if floor is None else ((left, y(floor) - LINE, left + NOTE, y(floor) + 2),)
+    apart = beside([place(d, x, y) for d in points], width / 100)
+    spots = label(apart, drawn, (left, top, right, bottom), scarce, note)
     edge = [*((p.x, p.low) for p in drawn), *((p.x, p.high) for p in reversed(drawn))]
     return Chart(
         width, height, *text, x.named(*titles[0]), y.named(*titles[1]), x.ticks(), y.ticks(), drawn, spots,
@@ -195,12 +197,14 @@ def beside(points: Sequence[Placed], gap: float) -> list[Placed]:
     return moved
 
 
-def label(points: Sequence[Placed], curve: Sequence[Placed], frame: Box, scarce: bool) -> list[Placed]:
+def label(
+    points: Sequence[Placed], curve: Sequence[Placed], frame: Box, scarce: bool, kept: Sequence[Box]
+) -> list[Placed]:
     """Puts each label at the nearest free spot beside its point, with a leader where that is not next to it.
 
-    Where room is scarce, only leading points get one, and they are drawn above the others.
+    `kept` are boxes with words of their own. Where room is scarce, only leading points get one, and they are drawn above the others.
     """
-    taken = [(p.x - 6, p.y - 6, p.x + 6, p.y + 6) for p in points]
+    taken = [*kept, *((p.x - 6, p.y - 6, p.x + 6, p.y + 6) for p in points)]
     taken += [(p.x - 4, p.y - 4, p.x + 4, p.y + 4) for p in curve]
     drawn = [(p.x - 2, p.high - 2, p.x + 2, p.low + 2) for p in (*points, *curve)]
     drawn += [box for a, b in pairwise(curve) for box in _along(a, b)]

@@ -55,8 +55,12 @@ class FamilyView:
 def view(measured: Measured, area: Area, family: Family, techniques: list[TechniqueView]) -> FamilyView:
     """Everything the page of a family shows."""
     counts = Counts.of(each for view in techniques for each in measured.judged_of[view.technique.id])
-    beds = [together(measured, bed, members, family.title) for bed in measured.catalog.beds.values()
-            if (members := [(view, on) for view in techniques for on in view.beds if on.bed is bed and on.row])]  # fmt: skip
+    shown = [(view, on) for view in techniques for on in view.beds if on.row]
+    beds = [
+        together(measured, bed, members, family.title)
+        for bed in measured.catalog.beds.values()
+        if (members := [(view, on) for view, on in shown if on.bed is bed])
+    ]
     return FamilyView(area, family, techniques, counts, sorted(beds, key=lambda found: -len(found.members)))
 
 

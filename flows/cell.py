@@ -39,6 +39,8 @@ Find = Callable[[Path, str], Path | None]
 """Whether a path, or one beside it, holds what has a fingerprint."""
 MADE = "made"
 """The folder that says, by fingerprint, where a file is: cells that are given the same share it."""
+FOR_FITTED = Fit(1000)
+"""The budget on a bed where nothing is trained: what is fitted to the exact denoiser takes its share of it."""
 BLOCK = 1_000_000
 """Sample i of the block with seed s has the seed s * BLOCK + i."""
 
@@ -108,7 +110,7 @@ def base_recipe(spec: Spec) -> Recipe:
     """The baseline for the bed's network and training budget."""
     network, fit = spec.bed.network, spec.bed.fit
     if network is None or fit is None:
-        return baseline(UNetConfig(), Fit(0), spec.catalog.baseline.steps)
+        return baseline(UNetConfig(), FOR_FITTED, spec.catalog.baseline.steps)
     return baseline(
         UNetConfig(network.width, network.multipliers, network.blocks),
         Fit(**fit.model_dump()).scaled(spec.budget),

@@ -1,8 +1,10 @@
 """Closed forms of the nouns in `methods.core`, over every process and parameterization the catalog reaches."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,18 +12,23 @@ from torch import Tensor, nn
 
 from catalog import load
 from methods.baseline import baseline
+from methods.core import run
 from methods.core.activation import count, tallied
-from methods.core.denoiser import Denoiser, Mixture, Network
-from methods.core.errors import NothingMatched
+from methods.core.calibration import Fitted, Part, Report
+from methods.core.denoiser import Denoiser, Labels, Mixture, Network
+from methods.core.errors import Conflict, NothingMatched
+from methods.core.identity import recipe_fingerprint, shipped_fingerprint, training_fingerprint
 from methods.core.objective import Denoising, Independent, NormalLam, UniformTimes, UnitOnTarget, Weight
 from methods.core.parameterization import Clean, Parameterization
 from methods.core.process import Cosine, Process, angle, lam_of_angle, like
-from methods.core.recipe import Fit, Recipe, compose
-from methods.core.sampling import Grid, SampleNoise, transfer
+from methods.core.recipe import Fit, Recipe, compose, edit
+from methods.core.sampling import Grid, SampleNoise, Sampler, Solver, transfer
 from methods.core.surgery import flatten, rewrite_path, rewrite_type, unflatten
-from methods.inference.ode_solver.ddim import StochasticDDIM
+from methods.inference.feature_caching.deepcache import DeepCache
+from methods.inference.ode_solver.ddim import DDIM, StochasticDDIM
 from methods.inference.trajectory_distillation.progressive_distillation import TruncatedSNR
 from methods.nets.unet import UNetConfig
+from methods.training.guidance.classifier_free_guidance import ClassifierFree, Guided
 from methods.training.objective.edm_preconditioning import Preconditioned, VarianceExploding
 
 CATALOG = load()
@@ -41,7 +48,7 @@ def members(slot: str) -> list[object]:
 PROCESSES: list[Process] = members("process")  # pyright: ignore[reportAssignmentType]
 PARAMETERIZATIONS: list[Parameterization] = [*members("parameterization"), Clean()]  # pyright: ignore
 WEIGHTS: list[Weight] = [*members("weight"), TruncatedSNR()]  # pyright: ignore[reportAssignmentType]
-GRIDS: list[Grid] = members("grid")  # pyright: ignore[reportAssignmentType]
+GRIDS: list[Grid] = [grid for grid in members("grid") if isinstance(grid, Grid)]
 PAIRS = list(product(PROCESSES, PARAMETERIZATIONS))
 LAMS = torch.linspace(-4.3, 6, 40, dtype=torch.float64)
 
@@ -308,3 +315,164 @@ def test_what_is_remembered_counts_each_time() -> None:
             Preconditioned(0.77).clean(Cosine(), x, prediction, t)
         seen.append(dict(counters))
     assert seen[0] and seen == seen[:1] * 3
+
+
+# Parts that are fitted to the finished model --------------------------------------------------------------------------
+
+
+class Threefold(Grid, Part):
+    """Two steps, the time between them a share of what the denoiser makes of the data."""
+
+    middle: Tensor
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.register_buffer("middle", torch.zeros(1, dtype=torch.float64))
+
+    def fit(
+        self, recipe: Recipe, denoiser: Denoiser, x0: Tensor, labels: Labels, rng: torch.Generator, report: Report
+    ) -> int:
+        noise = torch.randn(x0.shape, generator=rng, device=rng.device).to(x0)
+        t = torch.tensor(0.5, dtype=torch.float64)
+        known = denoiser(denoiser.process.diffuse(x0, noise, t), t, labels)
+        self.middle.fill_(self.share * (0.1 + known.double().square().mean().sigmoid()))
+        self.given = denoiser
+        return len(x0)
+
+    def __call__(self, process: Process, steps: int) -> Tensor:
+        return torch.cat([torch.tensor([0.99]).double(), self.middle.cpu(), torch.zeros(1).double()])
+
+
+@dataclass(frozen=True)
+class MadeUpGrid(Fitted):
+    share: float = 0.5
+    becomes: ClassVar[type[Part]] = Threefold
+
+    def build(self, recipe: Recipe) -> Threefold:
+        return Threefold(self.share)
+
+
+@dataclass(frozen=True)
+class Fixed(Grid):
+    """The same grid, told the time between."""
+
+    middle: float
+
+    def __call__(self, process: Process, steps: int) -> Tensor:
+        return torch.tensor([0.99, self.middle, 0.0], dtype=torch.float64)
+
+
+class Stubborn(Sampler, Part):
+    """A sampler that is no solver, and learns nothing."""
+
+    def fit(self, *given: object) -> int:
+        return 0
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, times: Tensor, labels: Labels, noise: SampleNoise) -> Tensor:
+        return DDIM()(denoiser, x, times, labels, noise)
+
+
+class StubbornSolver(DDIM, Stubborn):
+    """The same as a solver."""
+
+
+@dataclass(frozen=True)
+class MadeUpSampler(Fitted):
+    becomes: ClassVar[type[Part]] = Stubborn
+
+    def build(self, recipe: Recipe) -> Part:
+        return self.becomes()
+
+
+@dataclass(frozen=True)
+class MadeUpSolver(MadeUpSampler):
+    becomes: ClassVar[type[Part]] = StubbornSolver
+
+
+SMALL = replace(BASE, fit=Fit(1, batch=8), parameterization=Clean(), steps=2)
+DATA = run.TrainingSet(gaussian((24, 1, 8, 8)).float().clamp(-1, 1), torch.arange(24) % 3, 3)
+
+
+def fitted(recipe: Recipe, seed: int = 0) -> tuple[run.Model, int]:
+    """A model trained without the part, and compressed with it; and the images that compression saw."""
+    trained, _ = run.train(replace(recipe, grid=BASE.grid, sampler=BASE.sampler), DATA, seed)
+    model = run.build(recipe, DATA.shape, DATA.classes, seed)
+    model.net, model.codec = trained.net, trained.codec
+    model, seen, _ = run.compress(recipe, model, DATA, seed)
+    return model, seen
+
+
+def drawn(recipe: Recipe, model: run.Model) -> Tensor:
+    return run.generate(recipe, run.deploy(recipe, model), torch.arange(3), [0, 1, 2])
+
+
+def test_a_fitted_grid_is_fitted_saved_loaded_and_used(tmp_path: Path) -> None:
+    recipe = replace(SMALL, grid=MadeUpGrid())
+    assert run.build(recipe, DATA.shape, DATA.classes).parts["grid"].middle == 0
+    model, seen = fitted(recipe)
+    part = model.parts["grid"]
+    assert isinstance(part, Threefold) and 0 < part.middle < 1 and seen == len(DATA.images)
+    assert not part.middle.requires_grad and torch.equal(fitted(recipe)[0].parts["grid"].middle, part.middle)
+    path = tmp_path / "model.safetensors"
+    run.save(model, path, {})
+    loaded = run.load(recipe, path, DATA.shape, DATA.classes, shipped=True)
+    assert torch.equal(loaded.parts["grid"].middle, part.middle)
+    samples = drawn(recipe, model)
+    assert torch.equal(drawn(recipe, loaded), samples)
+
+    assert torch.equal(part(recipe.process, 2)[1:2], part.middle)
+    for middle, same in ((part.middle.item(), True), (0.9, False)):
+        plain = run.Model(model.net, model.codec, model.starter, {}, model.shape)
+        assert torch.equal(drawn(replace(SMALL, grid=Fixed(middle)), plain), samples) is same
+
+
+def test_a_part_is_fitted_to_the_denoiser_that_samples() -> None:
+    """With guidance, and with the caches that are not there before deployment."""
+    recipe = replace(SMALL, grid=MadeUpGrid(), guidance=ClassifierFree(1.0), transforms=(DeepCache(2, 1),))
+    given = fitted(recipe)[0].parts["grid"].given
+    assert isinstance(given, Guided) and isinstance(given.inner, Network)
+    assert "Cached" in {type(module).__name__ for module in given.inner.net.modules()}
+
+
+def test_a_need_is_met_by_what_a_choice_becomes() -> None:
+    asks = edit(transforms=DeepCache(2, 1), needs={"sampler": Solver, "net": UNetConfig})
+    both = replace(edit(sampler=MadeUpSolver()), name="a solver")
+    assert compose(BASE, asks, both).kind("sampler") is StubbornSolver
+    neither = replace(edit(sampler=MadeUpSampler()), name="another")
+    with pytest.raises(
+        Conflict, match=r"another cannot be combined: .* needs a Solver in `sampler`, which is Stubborn"
+    ):
+        compose(BASE, replace(asks, name="asking"), neither)
+    assert BASE.kind("grid") is type(BASE.grid) and not BASE.fitted
+    assert list(replace(BASE, sampler=MadeUpSampler(), grid=MadeUpGrid()).fitted) == ["grid", "sampler"]
+
+
+def test_what_ships_changes_with_a_fitted_part_and_training_does_not() -> None:
+    """And with everything the part was fitted to; without one, steps and guidance change nothing that ships."""
+    recipe = replace(SMALL, grid=MadeUpGrid())
+    changes = {"steps": 4, "sampler": StochasticDDIM(1.0), "guidance": ClassifierFree(1.0), "precision": "bfloat16",
+               "transforms": (DeepCache(2, 1),)}  # fmt: skip
+    assert training_fingerprint(recipe) == training_fingerprint(SMALL)
+    shipped = {shipped_fingerprint(r) for r in (SMALL, recipe, replace(recipe, grid=MadeUpGrid(0.25)))}
+    assert len(shipped) == 3
+    for field, value in changes.items():
+        other = replace(recipe, **{field: value})
+        assert training_fingerprint(other) == training_fingerprint(recipe), field
+        assert shipped_fingerprint(other) != shipped_fingerprint(recipe), field
+        assert recipe_fingerprint(other) != recipe_fingerprint(recipe), field
+        assert shipped_fingerprint(replace(SMALL, **{field: value})) == shipped_fingerprint(SMALL), field
+
+
+def test_parts_are_fitted_to_an_exact_denoiser_too() -> None:
+    """To samples of it, without a label; what fitting evaluates is not counted as sampling."""
+    recipe, exact = replace(BASE, grid=MadeUpGrid(), steps=2), mixture(BASE.process)
+    x0 = gaussian((100, 2)).float()
+    deployed = run.deploy_exact(recipe, exact, x0)
+    part = deployed.model.parts["grid"]
+    assert isinstance(part, Threefold) and part.middle > 0
+    assert isinstance(deployed.network, Mixture) and deployed.network.rows == 0
+    again = run.deploy_exact(recipe, exact, 2 * x0).model.parts["grid"]
+    assert again.middle != part.middle
+    samples = run.generate(recipe, deployed, torch.zeros(5, dtype=torch.long), range(5))
+    assert samples.shape == (5, 2) and deployed.network.rows == 10

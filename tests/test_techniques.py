@@ -17,6 +17,7 @@ from catalog import Technique, load
 from methods.baseline import baseline
 from methods.core import run
 from methods.core.activation import tallied
+from methods.core.calibration import Fitted
 from methods.core.denoiser import Mixture, Network
 from methods.core.errors import Conflict, NothingMatched
 from methods.core.identity import training_fingerprint
@@ -349,6 +350,7 @@ def test_every_permitted_extreme_can_be_composed(technique: Technique) -> None:
         for value in (parameter.min, parameter.max):
             if value is not None:
                 recipe = compose(recipe_of(*technique.control.methods), technique.call({name: value}))
-                times = recipe.grid(recipe.process, 4)
+                grid = recipe.grid.build(recipe) if isinstance(recipe.grid, Fitted) else recipe.grid
+                times = grid(recipe.process, recipe.steps)
                 assert (times.diff() < 0).all() and times.isfinite().all(), (name, value)
                 recipe.guidance(run.network(recipe, run.build(BASE, SHAPE, CLASSES)))

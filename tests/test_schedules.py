@@ -89,7 +89,7 @@ def test_the_variance_of_a_gaussian_is_its_posterior_variance(process: Process) 
     recipe = compose(replace(BASE, process=process), analytic_dpm(fraction=1.0))
     part = part_of(recipe, "sampler", exact, x0)
     assert isinstance(part, OptimalVariance) and part.spread[0] == 0
-    times = UniformAngle()(process, 128)[40:-1]  # above, signal and noise differ by too many powers of ten to measure
+    times = UniformAngle()(process, 128)[64:-1]  # above, the signal is too little of x_t to measure its spread
     found = torch.tensor([part.spread_at(process, t) for t in times])
     truth = 1 / (1 / STD**2 + torch.exp(2 * process.lam(times)))
     assert torch.allclose(found.double(), truth, rtol=0.1)
@@ -220,7 +220,7 @@ def test_deviations_are_those_of_euler_steps_from_the_chord() -> None:
     def off(y: Tensor, b: int) -> float:
         chord, from_start = path[-1, b] - path[0, b], y - path[0, b]
         along = from_start @ chord / chord.norm()
-        return math.sqrt(from_start @ from_start - along**2 + 1e-18)
+        return math.sqrt(max(float(from_start @ from_start - along**2), 0.0))
 
     for i in range(4):
         for j in range(i + 1, 5):
@@ -295,8 +295,9 @@ def test_fitted_times_fall_from_within_the_process_to_zero(method: object, proce
 
 def test_guidance_in_turn_is_guidance_in_one_call() -> None:
     """The same estimate, for one time or a time per row; two calls instead of one, as many rows."""
-    model = run.build(BASE, (1, 8, 8), 3)
-    torch.nn.init.normal_(model.net.get_submodule("head").weight)  # pyright: ignore[reportArgumentType]
+    model, drawn = run.build(BASE, (1, 8, 8), 3), rng(1)
+    for weight in model.net.parameters():  # zero at initialisation, where a label changes nothing
+        torch.nn.init.normal_(weight, std=0.1, generator=drawn)
     x, labels = torch.randn(4, 1, 8, 8, generator=rng()), torch.tensor([0, 1, 2, 0])
     for t in (torch.tensor(0.4).double(), torch.linspace(0.2, 0.9, 4).double()):
         inner = [Network(model.net, BASE.process, BASE.parameterization, (-1.0, 1.0)) for _ in range(2)]

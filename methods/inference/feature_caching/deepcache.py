@@ -11,37 +11,13 @@ walks the grid in order.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from methods.core.activation import count
-from methods.core.denoiser import Remembering
 from methods.core.recipe import Method, edit
 from methods.core.sampling import Solver
 from methods.core.surgery import Stage, Transform, rewrite_path
+from methods.inference.feature_caching._shared import Cached
 from methods.nets.unet import UNetConfig
-
-
-class Cached(Remembering):
-    """Calls `inner` at every `period`-th call, and when the batch has changed; else returns what it remembers."""
-
-    def __init__(self, inner: nn.Module, period: int) -> None:
-        super().__init__()
-        self.inner, self.period = inner, period
-        self.reset()
-
-    def reset(self) -> None:
-        self.calls = 0
-        self.kept: Tensor | None = None
-
-    def forward(self, x: Float[Tensor, "b i h w"], condition: Float[Tensor, "b e"]) -> Float[Tensor, "b c h w"]:
-        kept = self.kept
-        if kept is None or self.calls % self.period == 0 or len(kept) != len(x):
-            kept, self.calls = self.inner(x, condition), 0
-        else:
-            count("calls_skipped")
-        self.kept, self.calls = kept, self.calls + 1
-        return kept
 
 
 @dataclass(frozen=True)

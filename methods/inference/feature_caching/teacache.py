@@ -115,6 +115,6 @@ class TeaCache(Calibrated):
         return n * STEPS
 
 
-def teacache(threshold: float = 0.15) -> Method:
+def teacache(threshold: float = 0.05) -> Method:
     """Run the blocks whenever the estimated relative change of the output since they last ran reaches `threshold`."""
     return edit(transforms=TeaCache(threshold), needs={"net": DiTConfig, "sampler": Solver})

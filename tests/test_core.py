@@ -68,7 +68,14 @@ def mixture(process: Process) -> Mixture:
 
 def test_the_members_are_all_there() -> None:
     assert {named(p) for p in PROCESSES} == {"Cosine", "StraightPath", "VarianceExploding"}
-    assert {named(p) for p in PARAMETERIZATIONS} == {"Noise", "Clean", "Velocity", "FlowVelocity", "Preconditioned"}
+    assert {named(p) for p in PARAMETERIZATIONS} == {
+        "Noise",
+        "Clean",
+        "Velocity",
+        "FlowVelocity",
+        "Preconditioned",
+        "AverageVelocity",
+    }
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=named)

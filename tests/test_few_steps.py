@@ -77,7 +77,7 @@ class Ends(nn.Module):
 
     def forward(self, x: Tensor, u: Tensor, labels: Tensor) -> Tensor:
         """v = (alpha x_t - x_0) / sigma, and 0 at t = 0."""
-        alpha, sigma = (like(f(u), x) for f in (self.process.alpha, self.process.sigma))
+        alpha, sigma = self.process.alpha(u)[:, None], self.process.sigma(u)[:, None]
         return (alpha * x - self.end(x, u)) / sigma.clamp(min=1e-12)
 
 
@@ -259,7 +259,7 @@ def test_multistep_sampling_is_that_of_the_lcm_scheduler() -> None:
     x = torch.randn(6, 2, generator=rng())
     ours = MultistepConsistency()(exact, x, times, None, Scripted(6, 1))
     for timestep, t in zip(scheduler.timesteps, times[:-1], strict=True):
-        x = scheduler.step(exact(x, t), timestep, x, generator=generator).prev_sample  # pyright: ignore[reportAttributeAccessIssue]
+        x = scheduler.step(exact(x, t), int(timestep), x, generator=generator).prev_sample  # pyright: ignore[reportAttributeAccessIssue]
     assert torch.allclose(ours, x, atol=1e-5)
 
 

@@ -123,7 +123,7 @@ def test_teacache_fits_the_change_of_the_output_by_least_squares() -> None:
     plain = Network(net, recipe.process, recipe.parameterization, None)
     transform = TeaCache(0.1)
     model.net = transform(net)
-    assert transform.fit(recipe, model, images(), 0, run.quiet) == STEPS
+    assert transform.fit(recipe, model.net, model, images(), 0, run.quiet) == STEPS
     cache = model.net.get_submodule("blocks.0")
     assert isinstance(cache, TeaCached) and len(cache.previous) == 0
     eps = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0))

@@ -37,6 +37,8 @@ BASE = baseline(UNetConfig(8), Fit(2, batch=8, learning_rate=1e-2, warmup=1, ema
 SHAPE, CLASSES, SEEDS = (1, 8, 8), 3, [0, 1, 2]
 TINY = {"progressive_distillation": {"steps": 4, "start_steps": 8, "fraction": 0.5}, "diff_pruning": {"fraction": 0.5}}
 """Parameters that make a technique's own training a single iteration."""
+NOTHING_LEFT = {("tome_sd", "bk_sdm", "UNet holds no self-attention")}
+"""Pairs of which one removes all that the other would change, and what the user is told; the set may only shrink."""
 SHARED = {"ddim": "the baseline samples with DDIM already"}
 """Techniques whose counters also count in their control, and why; the list may only shrink."""
 
@@ -125,7 +127,11 @@ def test_a_technique_refuses_or_goes_with_every_other(id: str) -> None:
             for side in (id, other):
                 assert any(name in str(conflict) for name in standing(side)), conflict
             continue
-        first, again, _ = walk(replace(recipe, steps=4))
+        try:
+            first, again, _ = walk(replace(recipe, steps=4))
+        except NothingMatched as nothing:  # one removed what the other wants to change
+            assert (id, other, str(nothing)) in NOTHING_LEFT
+            continue
         assert first.shape == (len(SEEDS), *SHAPE), other
         assert first.isfinite().all(), other
         assert torch.equal(first, again), other

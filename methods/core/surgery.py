@@ -31,6 +31,8 @@ class Transform(ABC):
     stage: ClassVar[Stage]
     ships: ClassVar[bool] = False
     """True if the transformed weights are what is written to disk (quantized weights are, caches are not)."""
+    does: ClassVar[str | None] = None
+    """What cannot be done to a network twice, as the words that complete "both ...": two such transforms conflict."""
 
     @abstractmethod
     def __call__(self, module: nn.Module) -> nn.Module: ...

@@ -95,7 +95,7 @@ class TeaCache(Calibrated):
         return rewrite_path(module, "blocks", lambda blocks: nn.ModuleList([TeaCached(blocks, self.threshold)]))  # pyright: ignore
 
     @torch.no_grad()
-    def fit(self, recipe: Recipe, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
+    def fit(self, recipe: Recipe, before: nn.Module, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
         """Least squares over neighbouring levels of the same diffused image: input's change -> output's change."""
         n, t = max(1, recipe.fit.iterations // STEPS), UniformAngle()(recipe.process, STEPS)[:-1]
         x0 = encode(model, data.images[:n].to(next(model.net.parameters()).device))

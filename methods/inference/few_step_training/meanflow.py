@@ -40,7 +40,7 @@ def both_sides(
 
     t, r = t.to(x_t), r.to(x_t)
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward-mode derivative
-        average, slope = torch.func.jvp(u, (x_t, t, r), (velocity, torch.ones_like(t), torch.zeros_like(r)))
+        average, slope, *_ = torch.func.jvp(u, (x_t, t, r), (velocity, torch.ones_like(t), torch.zeros_like(r)))
     return average, (velocity - like(t - r, x_t) * slope).detach()
 
 

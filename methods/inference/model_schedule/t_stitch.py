@@ -85,7 +85,7 @@ class TStitch(Calibrated):
     def __call__(self, module: nn.Module) -> nn.Module:
         return Stitched(copy.deepcopy(module), smaller(module, 0), 1 - self.share)
 
-    def fit(self, recipe: Recipe, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
+    def fit(self, recipe: Recipe, before: nn.Module, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
         """Train the small network as the large one was."""
         net, fit = model.net, recipe.fit.scaled(self.fraction)
         assert isinstance(net, Stitched)

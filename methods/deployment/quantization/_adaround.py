@@ -54,7 +54,7 @@ def reconstruct(before: nn.Module, after: nn.Module, given: tuple[Tensor, ...], 
     """Decide the roundings of a quantized block, so that it answers what the block answered before."""
     student = nn.Sequential(deepcopy(after))
     undecided = {
-        path: Undecided(part, before.get_submodule(path).weight.detach())  # pyright: ignore[reportArgumentType]
+        path: Undecided(part, before.get_submodule(path).weight.detach())  # pyright: ignore[reportArgumentType, reportCallIssue]
         for path, part in after.named_modules()
         if isinstance(part, Quantized)
     }

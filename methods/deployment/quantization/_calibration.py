@@ -1,7 +1,7 @@
 """What quantizers are fitted to: what a network is asked, and answers, while it samples."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -120,7 +120,10 @@ def distil(
     return iterations * batch
 
 
-def trained(network: nn.Module, make: Callable[[str, Quantized], Trainable]) -> dict[str, Trainable]:
+T = TypeVar("T", bound=Trainable)
+
+
+def trained(network: nn.Module, make: Callable[[str, Quantized], T]) -> dict[str, T]:
     """Put what trains in the place of every quantized layer, by path."""
     layers = {path: part for path, part in network.named_modules() if isinstance(part, Quantized)}
     training = {path: make(path, layer) for path, layer in layers.items()}
@@ -129,7 +132,7 @@ def trained(network: nn.Module, make: Callable[[str, Quantized], Trainable]) -> 
     return training
 
 
-def settle(network: nn.Module, training: dict[str, Trainable]) -> None:
+def settle(network: nn.Module, training: Mapping[str, Trainable]) -> None:
     """Put the quantized layers back, with what was learned."""
     for path, part in training.items():
         put(network, path, part.settle())

@@ -89,17 +89,17 @@ def best_scale(parts: Float[Tensor, "o g n"], bits: int) -> Float[Tensor, "o g"]
     return tried.gather(0, errors.argmin(0, keepdim=True))[0]
 
 
-def store(q: Float[Tensor, "o g n"], scale: Float[Tensor, "o g"], bits: int, shape: torch.Size) -> nn.Parameter:
+def store(q: Float[Tensor, "o g n"], scale: Float[Tensor, "o g"], bits: int, shape: torch.Size) -> Integers:
     """Integers of a shape, given by groups, as a parameter that nothing trains."""
     packed = q.clamp(*limits(bits)).to(torch.int8).flatten(1)
     if bits <= 4:
         low, high = (packed + 8).to(torch.uint8).unflatten(1, (-1, 2)).unbind(-1)
         packed = low | high << 4
-    return nn.Parameter(Integers(packed, scale, bits, shape), requires_grad=False)
+    return nn.Parameter(Integers(packed, scale, bits, shape), requires_grad=False)  # pyright: ignore[reportReturnType]
 
 
 def nearest(weight: Tensor, bits: int, group: int | None = None, scaled: Callable[..., Tensor] = best_scale
-            ) -> nn.Parameter:  # fmt: skip
+            ) -> Integers:  # fmt: skip
     """Each number rounded to the nearest integer."""
     parts = grouped(weight.detach(), group)
     scale = scaled(parts, bits)
@@ -187,9 +187,9 @@ class GroupRounding(nn.Module):
 class Quantized(nn.Module):
     """A convolution or linear layer with integer weights, and inputs that are rounded first."""
 
-    weight: nn.Parameter
+    weight: Integers
 
-    def __init__(self, layer: Layer, weight: nn.Parameter, rounding: nn.Module) -> None:
+    def __init__(self, layer: Layer, weight: Integers, rounding: nn.Module) -> None:
         super().__init__()
         self.weight, self.bias, self.rounding = weight, layer.bias, rounding
         self.multiply = multiplication(layer)
@@ -228,9 +228,8 @@ def multiplication(layer: Layer) -> Callable[..., Tensor]:
     """(x, weight, bias) -> what the layer does with them."""
     if isinstance(layer, nn.Linear):
         return F.linear
-    return partial(
-        F.conv2d, stride=layer.stride, padding=layer.padding, dilation=layer.dilation, groups=layer.groups
-    )  # fmt: skip
+    place = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+    return partial(F.conv2d, groups=layer.groups, **place)
 
 
 # Networks -------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from methods.core.activation import count
 from methods.core.calibration import Report
 from methods.core.recipe import Calibrated, Method, Recipe, edit
 from methods.core.run import Model, TrainingSet
@@ -52,17 +53,24 @@ class Adapted(Trainable):
         self.down = nn.Parameter(spread * (2 * torch.rand(rank, rows.shape[1], generator=rng) - 1).to(rows))
         self.up = nn.Parameter(rows.new_zeros(len(rows), rank))
 
+    @property
+    def step(self) -> Float[Tensor, "k"]:
+        """The input scales of the layer."""
+        assert isinstance(self.layer.rounding, Rounding)
+        return self.layer.rounding.step
+
     def current(self) -> Float[Tensor, "o *i"]:
         return self.weight + (self.up @ self.down).reshape(self.weight.shape)
 
     def groups(self, iterations: int) -> list[dict[str, Any]]:
         """What is trained, with rates that suit the scales of this layer."""
-        step = self.layer.rounding.step.requires_grad_(True)
+        step = self.step.requires_grad_(True)
         adapter = {"params": [self.down, self.up], "lr": min(FASTEST, PATH / iterations) * self.scale.mean().item()}
         return [adapter, {"params": [step], "lr": STEP_RATE * step.mean().item()}]
 
     def settle(self) -> Quantized:
-        self.layer.rounding.step.requires_grad_(False).clamp_(min=SMALLEST)
+        self.step.requires_grad_(False).clamp_(min=SMALLEST)
+        count("adapters_merged")
         return super().settle()
 
 

@@ -77,13 +77,15 @@ class Branched(nn.Module):
         largest = channels_last(x).flatten(0, -2).abs().amax(0).clamp(min=SMALLEST)
         span = weight.transpose(0, 1).flatten(1).abs().amax(1).clamp(min=SMALLEST)
         tried = [largest ** (k / strengths) / span ** (1 - k / strengths) for k in range(1, strengths)]
-        errors = {}
-        for smooth in (torch.ones_like(span), *tried):
-            self.decompose(weight, smooth)
-            errors[(self(x) - y).square().mean().item()] = smooth
-        best = errors[min(errors)]
-        if best is not smooth:
-            self.decompose(weight, best)
+        errors = [self.error(weight, smooth, x, y) for smooth in (*tried, torch.ones_like(span))]
+        best = min(range(strengths), key=errors.__getitem__)
+        if best < len(tried):
+            self.decompose(weight, tried[best])
+
+    def error(self, weight: Tensor, smooth: Tensor, x: Tensor, y: Tensor) -> float:
+        """The mean square error of the output with this smoothing."""
+        self.decompose(weight, smooth)
+        return (self(x) - y).square().mean().item()
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,6 @@ from methods.core.calibration import FromNoise, Pixels, Report
 from methods.core.denoiser import Network, Unguided
 from methods.core.identity import code_digest, recipe_fingerprint, shipped_fingerprint, training_fingerprint
 from methods.core.run import quiet
-from methods.core.sampling import Solver
 from methods.measure import cost, features
 from methods.measure.reference import UNITS, MixtureReference, Reference, Scores
 from methods.measure.statistics import t_interval
@@ -166,11 +165,13 @@ def many_steps(spec: Spec) -> Spec:
 
 
 def has_fidelity(spec: Spec) -> bool:
-    """Whether the cell aims at the end points of its own weights' flow: it samples them, from noise, unguided."""
+    """Whether the cell aims at the end points of its own weights' flow: it samples them, from noise, unguided.
+
+    A sampler of order 0, through whichever door it comes, ends where chance takes it.
+    """
     recipe = spec.recipe
     samples_only = not spec.cell.methods or spec.cell.methods.keys() - spec.training.cell.methods.keys()
-    sampler = recipe.kind("sampler")
-    follows = not (issubclass(sampler, Solver) and sampler.order == 0)
+    follows = getattr(recipe.kind("sampler"), "order", None) != 0
     aims = recipe.start == FromNoise() and recipe.guidance == Unguided() and isinstance(recipe.space, Pixels)
     return spec.fidelity and bool(samples_only) and aims and follows
 

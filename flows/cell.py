@@ -97,9 +97,16 @@ class Spec:
         kept = dict(self.cell.methods)
         for id in self.cell.methods:
             fewer = {name: params for name, params in kept.items() if name != id}
-            if training_fingerprint(replace(self, cell=Cell(methods=fewer)).recipe) == whole:
+            if self._trained_by(fewer) == whole:
                 kept = fewer
         return self.of(Cell(methods=kept))
+
+    def _trained_by(self, methods: dict[str, dict[str, Any]]) -> str | None:
+        """What these methods would train; None if one of them needs what is left out."""
+        try:
+            return training_fingerprint(replace(self, cell=Cell(methods=methods)).recipe)
+        except Conflict:
+            return None
 
     def context(self, seed: int) -> str:
         """What weights depend on besides the recipe: the data, and the seed of training."""

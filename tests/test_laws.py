@@ -341,7 +341,8 @@ def test_samples_depend_on_their_seed_alone(id: str) -> None:
     together = samples(recipe, deployed, [0, 1, 2, 3])
     assert together.shape == (4, *SHAPE) and together.isfinite().all()
     assert torch.equal(samples(recipe, deployed, [0, 1, 2, 3]), together)
-    rounds = recipe.precision != "float32" or any(t.does == "quantize the weights" for t in recipe.transforms)
+    quantized = id != "int8_dynamic" and any(t.does == "quantize the weights" for t in recipe.transforms)
+    rounds = recipe.precision != "float32" or quantized
     tolerance = 0.05 if rounds else 1e-4  # kernels differ with the batch, and what is rounded falls to another side
     assert (samples(recipe, deployed, [2]) - together[2:3]).abs().max() < tolerance
     assert (samples(recipe, deployed, [2, 0]) - together[[2, 0]]).abs().max() < tolerance

@@ -23,7 +23,9 @@ from flows.progress import hushed, units
 from flows.records import read_json
 from flows.score import evaluate, has_fidelity, is_scored, many_steps
 from flows.study import CANNOT, EXPECTED, FULL, Effort, Study, composed, record, study
+from methods.core.calibration import Report
 from methods.core.identity import shipped_fingerprint, training_fingerprint
+from methods.core.run import quiet
 
 Row = dict[str, Any]
 """Where time went: the step, what it was done for, its seconds, and why it failed if it did."""
@@ -293,8 +295,11 @@ class Plan:
         return list(batch)
 
 
-def make(item: Item, errand: Errand) -> Row:
-    """Make one file; what stands in the way is a reason in the row, so that the others go on."""
+def make(item: Item, errand: Errand, report: Report = quiet) -> Row:
+    """Make one file; what stands in the way is a reason in the row, so that the others go on.
+
+    `report` is told of training and sampling on the way.
+    """
     started, reason, earlier = monotonic(), None, 0.0
     try:
         require_same_catalog(errand)
@@ -302,7 +307,7 @@ def make(item: Item, errand: Errand) -> Row:
             if is_page(item):
                 reason = make_page(item, errand)
             else:
-                made = make_step(item, errand)
+                made = make_step(item, errand, report)
                 earlier = cell.seconds(made) if made else 0.0
     except (*CANNOT, *EXPECTED, CalledProcessError) as error:
         reason = f"{item.what}: {error}"
@@ -317,16 +322,16 @@ def require_same_catalog(errand: Errand) -> None:
         )
 
 
-def make_step(item: Item, errand: Errand) -> Path | None:
+def make_step(item: Item, errand: Errand, report: Report) -> Path | None:
     """Carry out one step of a cell; returns the file whose making was timed."""
     spec, place = spec_of(item, errand.spend), errand.place
     match item.step:
         case "train":
-            return cell.train(spec, item.seed, place)
+            return cell.train(spec, item.seed, place, report)
         case "compress":
-            return cell.compress(spec, item.seed, place)
+            return cell.compress(spec, item.seed, place, report)
         case "sample":
-            return cell.sample(spec, item.seed, item.block, place)
+            return cell.sample(spec, item.seed, item.block, place, report)
         case _:
             evaluate(spec, place)
             return None

@@ -48,6 +48,14 @@ class Progress:
         with suppress(httpx.HTTPError):  # a server that is away loses a line, not a run
             update_progress_artifact(self.artifact, progress=100.0 * done, description=text)  # pyright: ignore[reportArgumentType]
 
+    def part(self, first: float, last: float) -> Report:
+        """Shows how far a part of the whole is, which goes from one share of it to another."""
+
+        def report(what: str, done: int, total: int, loss: float) -> None:
+            self(first + (last - first) * done / total, f"{what}, loss {loss:.3f}" if loss else what)
+
+        return report
+
 
 def duration(seconds: float) -> str:
     """Seconds as people say them."""
@@ -58,11 +66,12 @@ def duration(seconds: float) -> str:
 def progress(title: str, units: float) -> Iterator[Report]:
     """Shows progress on the terminal and on the page of the run."""
     page = Progress(title)
+    whole = page.part(0.0, 1.0)
     with shown(title, units) as inner:
 
         def report(what: str, done: int, total: int, loss: float) -> None:
             inner(what, done, total, loss)
-            page(done / total, f"{what}, loss {loss:.3f}" if loss else what)
+            whole(what, done, total, loss)
 
         yield report
     page(1.0)

@@ -266,7 +266,9 @@ def forms(server: "SyncPrefectClient") -> Iterator[Finding]:
             wrong += deployment_findings(name, one, flow, server.read_deployment_by_name(name))
         except ObjectNotFound:
             wrong.append(Finding("problem", "forms", f"{name} is not on the server", UP))
-    yield from wrong or [Finding("ok", "forms", f"{len(stated)} deployments, as the flows and the catalog are now")]
+    yield from wrong or [
+        Finding("ok", "forms", f"{len(stated)} deployments with their limits, as the flows and the catalog are now")
+    ]
 
 
 def deployment_findings(

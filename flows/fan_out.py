@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from http import HTTPStatus
+from itertools import accumulate, pairwise
 from types import TracebackType
 from typing import Any
 from uuid import UUID, uuid4
@@ -36,7 +37,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import AwaitingRetry, Cancelling, Failed
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_exponential
 
-from flows.agenda import Errand, Item, Row, make
+from flows.agenda import Errand, Item, Row, make, require_same_catalog
 from flows.artifacts import Progress, show_record
 from flows.cell import Spec
 from flows.forms import KNOWN, errand_of, form
@@ -44,6 +45,7 @@ from flows.home import SETTINGS, TRIES
 from flows.records import read_json
 from flows.study import Effort
 from methods.core import run
+from methods.core.calibration import Report
 
 SHORTEST, LONGEST = 300.0, 900.0
 """Seconds that a batch takes at least, so that the ten it needs to begin are few, and at most, so that little is lost.
@@ -68,20 +70,28 @@ def batch(
 ) -> list[str] | State:
     """A part of a survey, started by the survey: trainings, samples, scores or records, one after another."""
     errand, rows = replace(errand_of(Effort(budget, blocks)), catalog=catalog), list[Row]()
-    progress = Progress(f"{len(items)} steps")
-    for index, asked in enumerate(items):
-        item = Item(**asked)
-        rows.append(make(item, errand))
+    require_same_catalog(errand)
+    asked = [Item(**each) for each in items]
+    progress = Progress(name_of(asked))
+    for item, report in zip(asked, parts(asked, errand, progress), strict=True):
+        rows.append(make(item, errand, report))
         if item.step == "record" and rows[-1]["reason"] is None:
             patiently(publish_record)(item, errand)
-        progress((index + 1) / len(items), str(item))
         took = f"{rows[-1]['seconds']:.1f} s"
         print(f"{item}: {rows[-1]['reason'] or took}")
+    progress(1.0)
     patiently(create_table_artifact)(table=rows, description=MADE)
     failed = [row["reason"] for row in rows if row["reason"]]
     if failed:
         return Failed(message=f"{len(failed)} of {len(rows)} could not be made: {'; '.join(failed)}")
-    return [str(Item(**asked)) for asked in items]
+    return [str(item) for item in asked]
+
+
+def parts(items: Sequence[Item], errand: Errand, progress: Progress) -> list[Report]:
+    """What shows the progress of each item: it goes over a share of the whole that is as long as its work."""
+    ends = [0.0, *accumulate(map(errand.weight, items))]
+    whole = ends[-1] or 1.0
+    return [progress.part(first / whole, last / whole) for first, last in pairwise(ends)]
 
 
 def publish_record(item: Item, errand: Errand) -> None:

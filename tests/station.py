@@ -128,6 +128,12 @@ class Station:
         made = (self.home / "work/quick").rglob("*.safetensors")
         return {path: path.stat().st_mtime_ns for path in made if not path.name.startswith(".")}
 
+    def sync(self) -> None:
+        """Mirror what is not in MLflow yet."""
+        told = self.environment | {"MLFLOW_TRACKING_URI": self.mlflow}
+        asked = ["sync", "--results", str(self.results.parent), "--work", str(self.home / "work/quick")]
+        subprocess.run([sys.executable, "-m", "flows.tracking", *asked], env=told, cwd=self.home, check=True)
+
     def mirrored(self) -> list[str]:
         """The keys of all finished runs in MLflow."""
         api = f"{self.mlflow}/api/2.0/mlflow"

@@ -1,7 +1,5 @@
 """What goes wrong while something runs: nothing is lost, nothing is half written, and the answer is one sentence."""
 
-import resource
-import signal
 import subprocess
 import sys
 import time
@@ -19,19 +17,19 @@ from flows.study import Effort
 from methods.core import run
 
 
-def no_room() -> None:
-    """As a full disk does: no file of this process grows beyond a hundred bytes."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+def no_room(path: Path) -> None:
+    """A device that is full takes what this process is going to write for a file: the system refuses it for real."""
+    partial(path).parent.mkdir(parents=True, exist_ok=True)
+    partial(path).symlink_to("/dev/full")
 
 
 def test_a_full_disk_is_one_sentence_and_earlier_records_stand(tmp_path: Path) -> None:
     earlier = tmp_path / "mixture" / "floor.json"
     write_json(earlier, {"earlier": True})
-    asked = [sys.executable, "-B", "-m", "flows.study", "floor", "--bed", "mixture", "--results", str(tmp_path)]
-    done = subprocess.run(asked, capture_output=True, text=True, preexec_fn=no_room, check=False)
+    asked = [sys.executable, "-m", "flows.study", "floor", "--bed", "mixture", "--results", str(tmp_path)]
+    done = subprocess.run(asked, capture_output=True, text=True, preexec_fn=lambda: no_room(earlier), check=False)
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and "floor.json could not be written (File too large)" in done.stderr
+    assert done.stderr.count("\n") == 1 and "floor.json could not be written (No space left on device)" in done.stderr
     assert [path.name for path in earlier.parent.iterdir()] == ["floor.json"] and read_json(earlier) == {
         "earlier": True
     }

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from prefect.utilities.callables import parameter_schema
 from catalog import Cell
 from flows import (
     agenda,
+    artifacts,
     cell,
     compress,
     evaluate,
@@ -93,12 +94,16 @@ def test_another_budget_is_another_training(place: Workplace) -> None:
     assert cell.metadata(path)["fingerprint"] != before
 
 
-def test_damaged_weights_are_named_and_kept(place: Workplace) -> None:
+@pytest.mark.parametrize("damage", [lambda whole: b"not weights", lambda whole: whole[: len(whole) // 2]])
+def test_damaged_weights_are_named_and_kept(place: Workplace, damage: Callable[[bytes], bytes]) -> None:
+    """Whatever is asked of them: to be trained again, or to be sampled from."""
     path = cell.train(tiny({}), 0, place)
-    path.write_bytes(b"not weights")
-    with pytest.raises(Damaged, match=path.name):
-        cell.train(tiny({}), 0, place)
-    assert path.read_bytes() == b"not weights"
+    damaged = damage(path.read_bytes())
+    path.write_bytes(damaged)
+    for step in (lambda: cell.train(tiny({}), 0, place), lambda: cell.sample(tiny({}), 0, 0, place)):
+        with pytest.raises(Damaged, match=path.name):
+            step()
+    assert path.read_bytes() == damaged
 
 
 def test_damaged_records_are_named(tmp_path: Path) -> None:
@@ -389,6 +394,19 @@ def test_forms_offer_what_the_catalog_has() -> None:
 def test_every_field_of_a_form_is_explained(flow: Flow[..., object]) -> None:
     fields = parameter_schema(flow.fn).model_dump()["properties"]
     assert fields and all(field.get("description") for field in fields.values())
+
+
+def test_a_batch_shows_how_far_it_is_within_its_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each item by its work: a training takes longer than its samples, and half of it is no more than that."""
+    said: list[float] = []
+    monkeypatch.setattr(artifacts, "create_progress_artifact", lambda **given: "id")
+    monkeypatch.setattr(artifacts, "update_progress_artifact", lambda id, progress, description: said.append(progress))
+    monkeypatch.setattr(artifacts, "EVERY", 0.0)
+    asked = [Item("rest", "none", "a", "30"), Item("rest", "none", "b", "10")]
+    for report in fan_out.parts(asked, Resting(study.FULL, tmp_path, tmp_path), artifacts.Progress("two")):
+        for done in (1, 2):
+            report("a network", done, 2, 0.5)
+    assert said == [37.5, 75.0, 87.5, 100.0]
 
 
 def test_parameters_survive_a_form() -> None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import yaml
 from station import new_checkout, operated, processes
@@ -41,6 +42,20 @@ def test_supervisord_keeps_every_part(tmp_path: Path, monkeypatch: pytest.Monkey
     assert programs["gpu-1"].command.endswith("worker --pool gpu --device 1")
     assert str(operate.SETTINGS.prefect_port) in programs["prefect"].command
     assert {"gpu-0", "gpu-1"}.isdisjoint(programs_of(0, monkeypatch))
+
+
+def test_a_worker_of_a_device_runs_one_flow_at_a_time_and_sees_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(operate, "require_server", lambda: None)
+    monkeypatch.setattr(operate, "cuda_devices", lambda: ["4", "7"])
+    monkeypatch.setattr(operate.os, "execve", lambda path, command, told: started.append((command, told)))
+    operate.worker(pool="gpu", device=1)
+    operate.worker(pool="cpu")
+    (gpu, told), (cpu, none) = started
+    assert gpu[-2:] == ["--limit", "1"] and told["CUDA_VISIBLE_DEVICES"] == "7"
+    assert cpu[-2:] == ["--limit", str(operate.SETTINGS.jobs)] and none["CUDA_VISIBLE_DEVICES"] == ""
+    with pytest.raises(SystemExit, match="no CUDA device 2 here: torch sees 2"):
+        operate.worker(pool="gpu", device=2)
 
 
 def test_a_long_path_gets_a_short_socket(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +166,18 @@ def checkout(tmp_path: Path) -> Iterator[dict[str, str]]:
     operated(environment, "down")
 
 
+def listening(home: str) -> set[str]:
+    """The addresses on which the processes of a checkout can be reached."""
+    opened = [each for pid in processes(home) for each in psutil.Process(pid).net_connections("inet")]
+    return {each.laddr.ip for each in opened if each.status == psutil.CONN_LISTEN}
+
+
+def form(checkout: dict[str, str]) -> str:
+    """The survey's form as the server has it."""
+    api = f"http://127.0.0.1:{checkout['ATLAS_PREFECT_PORT']}/api"
+    return httpx.get(f"{api}/deployments/name/survey/control").text
+
+
 @pytest.mark.slow
 def test_up_and_down(checkout: dict[str, str]) -> None:
     home = checkout["ATLAS_HOME"]
@@ -160,7 +187,14 @@ def test_up_and_down(checkout: dict[str, str]) -> None:
     doctor = operated(checkout, "doctor")
     assert doctor.returncode == 0, doctor.stdout + doctor.stderr
     running = processes(home)
+    assert listening(home) == {"127.0.0.1"}
     assert operated(checkout, "up").returncode == 0 and processes(home) == running
+    assert "steps, at least 1, 3 by default" in form(checkout)
+    entry = Path(home) / "catalog/inference/feature_caching/deepcache.yaml"
+    entry.write_text(entry.read_text().replace("default: 3", "default: 4", 1))
+    assert operated(checkout, "doctor").returncode == 1, "the form is from before the change"
+    assert operated(checkout, "up").returncode == 0
+    assert "steps, at least 1, 4 by default" in form(checkout)
     page = f"http://127.0.0.1:{checkout['ATLAS_SITE_PORT']}/claims.html"
     before = httpx.get(page).text
     (Path(home) / "results/digits/deepcache.json").unlink()

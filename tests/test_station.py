@@ -57,7 +57,11 @@ def test_a_worker_that_dies_with_its_run_is_replaced(station: Station) -> None:
     for process in (batch, *workers):
         process.send_signal(signal.SIGKILL)
     station.complete(id, limit=600)
+    tries = [run["run_count"] for run in station.runs("batch") if run["name"].startswith("train min_snr_weighting")]
+    assert tries == [2], "it was marked crashed, and tried again"
     assert (station.results / "min_snr_weighting.json").exists()
+    keys = station.mirrored()
+    assert any("min_snr_weighting" in key for key in keys) and len(keys) == len(set(keys))
 
 
 def test_workers_survive_the_server(station: Station) -> None:
@@ -77,6 +81,43 @@ def test_two_surveys_at_once_count_everything_once(station: Station) -> None:
     assert (station.results / "flow_matching.json").exists()
     keys = station.mirrored()
     assert any("flow_matching" in key for key in keys) and len(keys) == len(set(keys))
+
+
+def test_a_survey_goes_on_without_mlflow_and_is_mirrored_later_once(station: Station) -> None:
+    silent = station.program("uvicorn", "mlflow.server.fastapi_app:app")
+    assert silent
+    for process in silent:
+        process.suspend()
+    try:
+        station.complete(station.survey("karras_rho_schedule"))
+    finally:
+        for process in silent:
+            process.resume()
+    assert (station.results / "karras_rho_schedule.json").exists()
+    assert not any("karras_rho_schedule" in key for key in station.mirrored())
+    for _ in range(2):
+        station.sync()
+        keys = station.mirrored()
+        assert any("karras_rho_schedule" in key for key in keys) and len(keys) == len(set(keys))
+
+
+def test_a_catalog_edited_meanwhile_ends_a_survey_in_a_sentence_and_nothing_is_lost(station: Station) -> None:
+    entry = station.home / "catalog/inference/feature_caching/deepcache.yaml"
+    before, known = entry.read_text(), station.files()
+    id = station.survey("v_prediction", budget=0.04)
+    until = time.monotonic() + 200
+    while not (made := station.files().items() - known.items()):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    entry.write_text(before.replace("default: 3", "default: 4", 1))
+    try:
+        run = station.wait(id)
+    finally:
+        entry.write_text(before)
+    assert run["state_type"] == "FAILED" and "edited while the survey ran" in run["state"]["message"]
+    assert "\n" not in run["state"]["message"]
+    station.complete(station.survey("v_prediction", budget=0.04))
+    assert made <= station.files().items(), "what was finished is found again"
 
 
 @pytest.mark.browser
@@ -110,3 +151,6 @@ def test_a_survey_from_the_ui(station: Station, browser: Browser) -> None:
     grid = page.locator("img[src^='data:image/png']").first
     grid.wait_for()
     assert grid.evaluate("image => image.naturalWidth") > 200
+    asked = {"flow_run_id": {"any_": [record["id"]]}, "type": {"any_": ["markdown"]}}
+    (links,) = station.ask("/artifacts/filter", artifacts=asked)
+    assert f"{station.mlflow}/#/experiments/" in links["data"]

@@ -91,7 +91,7 @@ def test_imports_of_optional_packages_are_not_tried() -> None:
 
 
 LONGER = {"run": 299, "recipe": 190, "calibration": 155}
-"""Core files that have outgrown it, to be divided with the next change that moves a number; the list may only shrink."""
+"""Core files that have outgrown it, to be divided with the next change that moves a number; it may only shrink."""
 
 
 def test_core_is_written_in_files_of_one_screen_or_two() -> None:

@@ -155,7 +155,10 @@ def test_charts_offer_several_qualities_and_fidelity_only_where_weights_are_the_
     found = record(results, "digits", "edm_heun")
     recall = found["cells"][found["default"]]["metrics"]["recall"]
     drawn = text(section(site, "t/edm_heun.html", "chart-digits-recall-wide-title", "</svg>"))
-    assert f"edm_heun: {Number(recall['mean'], recall['low'], recall['high'], 5, 1, '', '', '', '').text}" in drawn
+    assert (
+        f"{found['default']}: {Number(recall['mean'], recall['low'], recall['high'], 5, 1, '', '', '', '').text}"
+        in drawn
+    )
     assert "chart-digits-fidelity" not in (site / "t/v_prediction.html").read_text()
 
 

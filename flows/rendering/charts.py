@@ -202,13 +202,8 @@ def label(
 ) -> list[Placed]:
     """Puts each label at the nearest free spot beside its point, with a leader where that is not next to it.
 
-<<<<<<< HEAD
-    `kept` are boxes with words of their own. Where room is scarce, only leading points get one, and they are
-    drawn above the others.
-=======
     `kept` are boxes with words of their own. Where room is scarce, only leading points get one, and they are drawn
     above the others.
->>>>>>> 3711c21 (Labels keep clear of the note on the floor; a test reads the cell that the record names)
     """
     taken = [*kept, *((p.x - 6, p.y - 6, p.x + 6, p.y + 6) for p in points)]
     taken += [(p.x - 4, p.y - 4, p.x + 4, p.y + 4) for p in curve]

@@ -35,7 +35,6 @@ from flows.cell import metadata, target
 from flows.home import HOME, RESULTS, WORK
 from flows.ledger import Record, Stale, read_floors, read_records, stale
 from flows.records import commit, provenance, read_json, write_bytes, write_json
-from flows.stages import settle_kept
 from flows.study import FULL, main, spec_hash, study, techniques_on
 
 Outcome = Literal["same", "moved", "made by other code", "cannot run"]
@@ -181,9 +180,6 @@ def revalidate(since: str, *, bed: str | None = None, work: Path = WORK, results
         for id in found:
             keep(results / name / f"{id}.json", answers, since)
         report(name, found, answers)
-        if results == RESULTS:
-            old = stale(known, {name: read_records(results)[name]}, read_floors(results))[name]
-            settle_kept([id for id in found if not old[id]], name)
         if files.get(name):
             count = keep_files(files[name], before[name], now[name], since)
             print(f"{name}: {count} of {len(files[name])} files of weights and samples are kept.")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from dvc.repo import Repo
 from filelock import FileLock, Timeout
 
 import catalog
@@ -94,24 +93,6 @@ def settle(ids: Sequence[str], bed: str, say: Callable[[str], None] = tell) -> l
             say(f"DVC did not take note of {' '.join(made)} ({reason(done.stderr)}); later, `dvc commit` will.")
             return []
     return made
-
-
-def settle_kept(ids: Sequence[str], bed: str) -> list[str]:
-    """Tell DVC that records of a bed hold under today's code, and so would the weights they were made from.
-
-    Weights that are not here keep the hash they had. Returns the stages; none where DVC is not set up.
-    """
-    if not ids or not (HOME / ".dvc").is_dir() or not (HOME / ".git").exists():
-        return []
-    expanded = expansion(bed)
-    records = {id: expanded["records"][id] for id in ids if id in expanded["records"]}
-    weights = {item.get("weights") for item in records.values()}
-    kept = [f"{bed}-train@{id}" for id, item in expanded["trainings"].items() if item["weights"] in weights]
-    kept += [f"{bed}@{id}" for id in records]
-    with alone("commit"), Repo(str(HOME)) as repo:
-        for stage in kept:
-            repo.commit(stage, force=True, allow_missing=True)
-    return kept
 
 
 def expansion(bed: str) -> dict[str, Any]:

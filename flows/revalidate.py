@@ -164,7 +164,8 @@ def revalidate(since: str, *, bed: str | None = None, work: Path = WORK, results
         raise CatalogError("There are changes that are not committed: results are kept from commit to commit.")
     known, errand = catalog.load(), Errand(FULL, work, results)
     records = read_records(results)
-    cells = stale_cells(records, stale(known, records, read_floors(results)))
+    old = stale(known, records, read_floors(results))
+    cells = stale_cells(records, old)
     beds = [bed] if bed else list(known.beds)
     files = {
         name: stale_files(known, name, errand) for name in beds if (work / name).is_dir() and known.bed(name).network
@@ -175,7 +176,11 @@ def revalidate(since: str, *, bed: str | None = None, work: Path = WORK, results
     before, now = probe_both(asked, since) if any(asked.values()) else ({}, {})
     for name in filter(asked.get, beds):
         found = records.get(name, {})
-        recorded = {cell: r["cells"][cell]["fingerprints"]["cell"] for r in found.values() for cell in r["cells"]}
+        recorded = {
+            cell: record["cells"][cell]["fingerprints"]["cell"]
+            for id, record in found.items()
+            for cell in old[name][id]
+        }
         answers = {cell: judge(recorded[cell], before[name][cell], now[name][cell]) for cell in cells.get(name, {})}
         for id in found:
             keep(results / name / f"{id}.json", answers, since)

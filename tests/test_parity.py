@@ -9,9 +9,12 @@ from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_dpmsolver_singlestep import DPMSolverSinglestepScheduler
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
+from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_snr
 from torch import Tensor
 
@@ -22,8 +25,11 @@ from methods.core.parameterization import Noise
 from methods.core.process import Cosine, Process, like
 from methods.core.sampling import SampleNoise, Sampler, UniformAngle
 from methods.inference.ode_solver.ddim import DDIM, StochasticDDIM
+from methods.inference.ode_solver.dpm_solver import DPMSolver, DPMSolver1, DPMSolver2, DPMSolver3
 from methods.inference.ode_solver.dpm_solver_pp_2m import DPMSolverPP2M
 from methods.inference.ode_solver.edm_heun import Heun
+from methods.inference.ode_solver.pndm_plms import PLMS
+from methods.inference.ode_solver.unipc import UniPC
 from methods.inference.parallel_sampling.paradigms import ParaDiGMS
 from methods.inference.timestep_schedule.karras_rho_schedule import KarrasRho
 from methods.nets.dit import DiT, DiTConfig, positions
@@ -130,6 +136,79 @@ def test_dpm_solver_pp_2m(steps: int) -> None:
         return scheduler.step(noise_of(denoiser, x, times[i]), t, x).prev_sample
 
     close(ours(DPMSolverPP2M(), denoiser, x, times), theirs(step, scheduler.timesteps, x))
+
+
+def both_singlestep(solver: DPMSolver, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where a solver ends, where diffusers' does with as many evaluations, and where the flow does.
+
+    Theirs predicts noise only down to a last level of some, and its final estimate of x_0 is taken here; it takes the
+    inner points of a step from the grid.
+    """
+    settings = {**CHAIN, "solver_order": solver.order, "solver_type": "midpoint", "lower_order_final": True}
+    clean = DPMSolverSinglestepScheduler(**settings, algorithm_type="dpmsolver++", final_sigmas_type="zero")
+    scheduler = DPMSolverSinglestepScheduler(**settings, algorithm_type="dpmsolver", final_sigmas_type="sigma_min")
+    scheduler.set_timesteps(len(times) - 2)
+    scheduler.sigmas = torch.exp(-Cosine().lam(times[:-1]))
+    scheduler.order_list = clean.get_order_list(len(times) - 1)[:-1]
+    denoiser, x = exact(Cosine()), gaussian(6, 3)
+
+    def step(x: Tensor, t: Tensor, i: int) -> Tensor:
+        return scheduler.step(noise_of(denoiser, x, times[i]), t, x).prev_sample
+
+    end = denoiser(theirs(step, scheduler.timesteps, x), times[-2])
+    first, last = Cosine().lam(times[[0, -2]]).tolist()
+    fine = Cosine().time(torch.linspace(first, last, 1001, dtype=torch.float64))
+    truth = denoiser(ours(DPMSolverPP2M(), denoiser, x, fine), times[-2])
+    return ours(solver, denoiser, x, times), end, truth
+
+
+@pytest.mark.filterwarnings("ignore:.*algorithm_type:FutureWarning")
+@pytest.mark.parametrize("solver", [DPMSolver1(), DPMSolver2()], ids=str)
+@pytest.mark.parametrize("steps", [5, 6, 9, 10])
+def test_dpm_solver(solver: DPMSolver, steps: int) -> None:
+    """On a grid that is even in lam, inner points are points of the grid."""
+    levels = torch.linspace(-3.5, 3.5, steps, dtype=torch.float64)
+    end, expected, _ = both_singlestep(solver, torch.cat([Cosine().time(levels), torch.zeros(1).double()]))
+    close(end, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*algorithm_type:FutureWarning")
+@pytest.mark.parametrize("solver", [DPMSolver2(), DPMSolver3()], ids=str)
+@pytest.mark.parametrize("steps", range(5, 11))
+def test_dpm_solver_is_no_worse_than_theirs_on_the_baselines_grid(solver: DPMSolver, steps: int) -> None:
+    end, expected, truth = both_singlestep(solver, UniformAngle()(Cosine(), steps))
+    assert (end - truth).norm() <= (expected - truth).norm()
+
+
+@pytest.mark.parametrize("steps", [4, 5, 10, 25])
+def test_plms(steps: int) -> None:
+    """Theirs names the second time twice: once for the end of the first step, once for the step that begins there."""
+    scheduler = PNDMScheduler(**CHAIN, skip_prk_steps=True, set_alpha_to_one=True)
+    scheduler.set_timesteps(steps)
+    denoiser, x = exact(Cosine()), gaussian(6, 3)
+    times = times_of(Cosine(), ALPHA2[torch.unique(scheduler.timesteps).flip(0)])
+
+    def step(x: Tensor, t: Tensor, i: int) -> Tensor:
+        return scheduler.step(noise_of(denoiser, x, times[max(i - 1, min(i, 1))]), int(t), x).prev_sample
+
+    assert len(scheduler.timesteps) == steps + 1 and len(times) == steps + 1
+    close(ours(PLMS(), denoiser, x, times), theirs(step, scheduler.timesteps, x))
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("steps", [3, 5, 7, 10, 25])
+def test_unipc(order: int, steps: int) -> None:
+    scheduler = UniPCMultistepScheduler(
+        **CHAIN, solver_order=order, solver_type="bh2", predict_x0=True, final_sigmas_type="zero"
+    )
+    scheduler.set_timesteps(steps)
+    denoiser, x = exact(Cosine()), gaussian(6, 3)
+    times = times_of(Cosine(), 1 / (1 + scheduler.sigmas.double()[:-1] ** 2))
+
+    def step(x: Tensor, t: Tensor, i: int) -> Tensor:
+        return scheduler.step(noise_of(denoiser, x, times[i]), t, x).prev_sample
+
+    close(ours(UniPC(order), denoiser, x, times), theirs(step, scheduler.timesteps, x))
 
 
 @pytest.mark.parametrize("karras", [False, True])

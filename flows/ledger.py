@@ -45,6 +45,8 @@ EXACT_UNITS = {
 """Units of the exact numbers under `cost`, which records leave out."""
 BESIDE = (".cost.json", ".claims.json")
 """What lies beside a record: numbers of one machine, and the terms of its claims."""
+OF_BED = ("floor.json", "solvers.json")
+"""What is measured of a bed as a whole, and is no technique's record."""
 EFFORT = ("seeds", "n", "budget")
 """What two cells must share for their numbers to be compared."""
 
@@ -84,7 +86,7 @@ class Judged:
 
 
 def read_records(results: Path) -> dict[str, dict[str, Record]]:
-    """The records of every bed by id, floors and machine-scoped files left out. Raises Damaged."""
+    """The records of every bed by id; what is a bed's or a machine's is left out. Raises Damaged."""
     folders = sorted(path for path in results.glob("*") if path.is_dir())
     return {folder.name: {path.stem: read_json(path) for path in record_files(folder)} for folder in folders}
 
@@ -92,7 +94,7 @@ def read_records(results: Path) -> dict[str, dict[str, Record]]:
 def record_files(folder: Path) -> list[Path]:
     """The deterministic records of a bed's folder, in order."""
     paths = sorted(folder.glob("[!.]*.json"))
-    return [path for path in paths if path.name != "floor.json" and not path.name.endswith(BESIDE)]
+    return [path for path in paths if path.name not in OF_BED and not path.name.endswith(BESIDE)]
 
 
 def judge(catalog: Catalog, results: Path) -> list[Judged]:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from catalog import Catalog
 from flows.ledger import EXACT_UNITS, STATUSES
 from flows.records import write_bytes
-from flows.rendering import tables
+from flows.rendering import solvers, tables
 from flows.rendering.atlas import Atlas
 from flows.rendering.equations import equations
 from flows.rendering.frontier import AXES, LEVEL, axis_title
@@ -66,6 +66,7 @@ def pages(atlas: Atlas) -> Iterator[tuple[str, bytes]]:
     yield page("claims.html", "claims")
     yield page("beds.html", "beds")
     yield page("methods.html", "methods")
+    yield page("solvers.html", "solvers", view=solvers.view(atlas), columns=solvers.COLUMNS)
     yield page("survey/index.html", "surveys")
     copied = [name.split("/")[1:] for name, _ in copies(atlas)]
     folders = {bed: [name for folder, name in copied if folder == bed] for bed, _ in copied}

@@ -8,7 +8,7 @@ rho = sigma / alpha, the sigma of the papers, whose x is x_t / alpha.
 
 import copy
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -153,6 +153,8 @@ class Distil(Phase, ABC):
     """Trains the network on as the student of an objective, its own teacher being the network as it was."""
 
     fraction: float
+    rate: ClassVar[float] = 1.0
+    """Of the base training's learning rate."""
 
     @abstractmethod
     def objective(self, iterations: int) -> Objective:
@@ -161,6 +163,7 @@ class Distil(Phase, ABC):
     def __call__(self, recipe: Recipe, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
         x0 = encode(model, data.images.to(next(model.net.parameters()).device))
         labels, fit = data.labels.to(x0.device), recipe.fit.scaled(self.fraction)
+        fit = replace(fit, learning_rate=self.rate * fit.learning_rate)
         teacher = network(recipe, model)
         teacher.bounds = None  # no estimate is clipped before it is a target
         model.net = copy.deepcopy(model.net).requires_grad_(True)

@@ -7,11 +7,13 @@ into the other; no trajectory is solved and no teacher kept.
 Source: Geng, Pokle, Luo, Lin, Kolter 2025 "Consistency Models Made Easy" (2406.14548), the mapping r(t), the norm and
 the weight 1 / (t - r) as in the official code; it doubles eight times in its run of 200,000 iterations.
 Limits: levels are the ratio sigma / alpha of the cosine process, where the paper tunes EDM's network, and none lies
-above that at which sampling starts. Adam where the paper has RAdam, and no dropout to share between the two points.
+above that at which sampling starts. Adam, at a tenth of the base training's rate (the official 1e-4 is a tenth of
+EDM's), where the paper has RAdam; no dropout to share between the two points.
 Cost: `fraction` of the base training; an update evaluates the network twice.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -57,6 +59,7 @@ class EasyConsistencyTuning(Distil):
 
     stages: int
     fraction: float
+    rate: ClassVar[float] = 0.1  # the norm's gradient does not shrink with the error, so steps have to
 
     def objective(self, iterations: int) -> EasyTuning:
         return EasyTuning(iterations, self.stages)

@@ -18,6 +18,8 @@ from torchao.utils import TorchAOBaseTensor
 from methods.core.activation import count
 from methods.core.errors import NothingMatched
 from methods.core.surgery import Stage, Transform
+from methods.nets.dit import DiT
+from methods.nets.unet import UNet
 
 Layer = nn.Conv2d | nn.Linear
 SHRUNK = torch.linspace(1, 0.25, 16)
@@ -121,6 +123,13 @@ class Clock:
 
     def __call__(self, network: nn.Module, asked: tuple[Any, ...]) -> None:
         self.level = asked[1] if asked[1].ndim == 1 else asked[1][:, 0]
+
+    def listening(self, network: nn.Module) -> nn.Module:
+        """The network, with this hook on it and on those inside of it, which may be asked about some rows alone."""
+        for part in network.modules():
+            if part is network or isinstance(part, UNet | DiT):
+                part.register_forward_pre_hook(self)
+        return network
 
 
 class Rounding(nn.Module):

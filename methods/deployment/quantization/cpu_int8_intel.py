@@ -78,9 +78,7 @@ class MixedSchedule(Quantization, Calibrated):
 
     def __call__(self, module: nn.Module) -> nn.Module:
         clock = Clock()
-        module = rewrite_layers(module, lambda layer, _: TwoPrecisions(layer, clock))
-        module.register_forward_pre_hook(clock)
-        return module
+        return clock.listening(rewrite_layers(module, lambda layer, _: TwoPrecisions(layer, clock)))
 
     def fit(self, recipe: Recipe, before: nn.Module, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
         pool, rng = asked_while_sampling(recipe, before, model, data, seed), torch.Generator().manual_seed(seed)

@@ -87,9 +87,7 @@ class EfficientDM(Quantization, Calibrated):
     def __call__(self, module: nn.Module) -> nn.Module:
         clock = Clock()
         rounding = partial(Rounding, buckets=self.buckets, clock=clock)
-        module = simulated(module, self.weight_bits, self.input_bits, rounding)
-        module.register_forward_pre_hook(clock)
-        return module
+        return clock.listening(simulated(module, self.weight_bits, self.input_bits, rounding))
 
     def fit(self, recipe: Recipe, before: nn.Module, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
         pool, rng = asked_while_sampling(recipe, before, model, data, seed), torch.Generator().manual_seed(seed)

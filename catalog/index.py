@@ -42,11 +42,11 @@ class Catalog:
     def steps(self, cell: Cell, bed: str | None = None) -> int:
         """The sampling steps a cell takes: its override, else its methods' choice, else the baseline's."""
         chosen = [
-            int(params["steps"])
+            int(params["steps"]) if "steps" in params else self.technique(id).steps
             for id, params in self.resolve(cell, bed).items()
-            if "steps" in self.technique(id).changes and "steps" in params
+            if "steps" in self.technique(id).changes
         ]
-        return cell.steps or (chosen or [self.baseline.steps])[0]
+        return cell.steps or next(filter(None, chosen), self.baseline.steps)
 
     def canonical(self, cell: Cell, bed: str | None = None) -> Cell:
         """The cell with nothing in it that is default on the bed; cells that run the same become equal."""

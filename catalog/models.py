@@ -160,6 +160,8 @@ class Technique(Entry):
     surveys: tuple[Surveyed, ...] = ()
     parameters: dict[Name, Parameter] = {}
     changes: Annotated[tuple[RecipeField, ...], Field(min_length=1)]
+    steps: PositiveInt | None = None
+    """The sampling steps it always takes; where they can be chosen, they are a parameter of that name."""
     retrains: StrictBool
     needs: tuple[Text, ...] = ()
     builds_on: dict[Name, dict[Name, Number]] = {}

@@ -25,7 +25,7 @@ from flows.score import evaluate, has_fidelity, is_scored, many_steps
 from flows.study import CANNOT, EXPECTED, FULL, Effort, Study, composed, record, study
 from methods.core.calibration import Report
 from methods.core.identity import shipped_fingerprint, training_fingerprint
-from methods.core.run import quiet
+from methods.core.learning import quiet
 
 Row = dict[str, Any]
 """Where time went: the step, what it was done for, its seconds, and why it failed if it did."""

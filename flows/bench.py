@@ -31,7 +31,7 @@ from catalog import Cell
 from flows.cell import Spec, base_recipe
 from flows.progress import Display
 from flows.records import provenance, write_json
-from methods.core import run
+from methods.core import learning, models, run
 from methods.core.calibration import Report
 from methods.core.denoiser import Network
 from methods.core.errors import Unavailable
@@ -73,7 +73,7 @@ def sampling(batch: int, steps: int) -> tuple[nn.Module, Call]:
     known = catalog.load()
     bed = known.bed(BED)
     recipe = replace(base_recipe(Spec(known, bed, Cell(methods={}), bed.seeds.blocks)), steps=steps)
-    deployed = run.deploy(recipe, run.build(recipe, bed.shape, bed.classes))
+    deployed = run.deploy(recipe, models.build(recipe, bed.shape, bed.classes))
     labels = torch.arange(batch) % bed.classes
     return deployed.model.net, lambda: run.generate(recipe, deployed, labels, range(batch))
 
@@ -98,7 +98,7 @@ def watched(net: nn.Module, call: Call) -> tuple[float, float]:
         net.forward = forward
 
 
-def loop(batch: int, rounds: int, report: Report = run.quiet) -> Row:
+def loop(batch: int, rounds: int, report: Report = learning.quiet) -> Row:
     """Seconds of sampling a batch, of its network, and all else as a share of the network's: medians."""
     sampling(batch, steps=2)[1]()  # warm-up
     net, call = sampling(batch, STEPS)
@@ -145,7 +145,7 @@ class Pair:
     def ready(self) -> Any:
         """The scheduler before its first step."""
         scheduler = getattr(library(), self.scheduler)(**self.options)
-        scheduler.set_timesteps(STEPS, device=run.device())
+        scheduler.set_timesteps(STEPS, device=models.device())
         return scheduler
 
 
@@ -206,9 +206,9 @@ def theirs(pair: Pair, net: nn.Module, x: Tensor) -> Call:
 def sides(pair: Pair, shape: tuple[int, ...]) -> tuple[Call, Call]:
     """Both runs, on the same tensors."""
     rng = torch.Generator().manual_seed(0)
-    x, prediction = (torch.randn(shape, generator=rng).to(run.device()) for _ in range(2))
+    x, prediction = (torch.randn(shape, generator=rng).to(models.device()) for _ in range(2))
     net = Fixed(prediction)
-    return ours(pair, net, x, SampleNoise(range(len(x)), run.device())), theirs(pair, net, x)
+    return ours(pair, net, x, SampleNoise(range(len(x)), models.device())), theirs(pair, net, x)
 
 
 class Dispatched(TorchDispatchMode):
@@ -257,7 +257,7 @@ def judged(ratio: Interval) -> str:
     return "faster" if ratio.high < 1 else "slower" if ratio.low > 1 else "level"
 
 
-def steps(rounds: int, report: Report = run.quiet) -> list[Row]:
+def steps(rounds: int, report: Report = learning.quiet) -> list[Row]:
     """Every pair at every shape."""
     asked = list(product(PAIRS, SHAPES))
     rows: list[Row] = []

@@ -26,13 +26,16 @@ from flows.records import Damaged, Unwritten, read_json, write_bytes, write_json
 from flows.store import Store
 from methods import data
 from methods.baseline import baseline
-from methods.core import run
+from methods.core import models, run
 from methods.core.activation import tallied
-from methods.core.calibration import FromNoise, Report
+from methods.core.calibration import Report
 from methods.core.denoiser import Mixture
+from methods.core.fit import Fit
 from methods.core.identity import recipe_fingerprint, shipped_fingerprint, training_fingerprint
-from methods.core.recipe import Conflict, Fit, Method, Recipe, compose
-from methods.core.run import TrainingSet, quiet
+from methods.core.learning import quiet
+from methods.core.models import TrainingSet
+from methods.core.recipe import Conflict, Method, Recipe, compose
+from methods.core.start import FromNoise
 from methods.nets.unet import UNetConfig
 
 Find = Callable[[Path, str], Path | None]
@@ -206,7 +209,7 @@ def metadata(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return run.read_note(path)
+        return models.read_note(path)
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise Damaged(path, "make it again") from error
 
@@ -266,8 +269,8 @@ def compress(spec: Spec, seed: int, place: Workplace, report: Report = quiet) ->
 
     def make() -> None:
         bed, started = spec.bed, time.perf_counter()
-        base = run.load(spec.training.recipe, trained, bed.shape, bed.classes, shipped=False)
-        model = run.build(recipe, bed.shape, bed.classes, seed)
+        base = models.load(spec.training.recipe, trained, bed.shape, bed.classes, shipped=False)
+        model = models.build(recipe, bed.shape, bed.classes, seed)
         model.net, model.codec = base.net, base.codec
         curve = Curve(report)
         with tallied() as counters:
@@ -279,10 +282,12 @@ def compress(spec: Spec, seed: int, place: Workplace, report: Report = quiet) ->
     return place.made(path, fingerprint, make, find)
 
 
-def write_model(model: run.Model, path: Path, note: dict[str, Any], shapes: dict[str, list[int]] | None = None) -> None:
+def write_model(
+    model: models.Model, path: Path, note: dict[str, Any], shapes: dict[str, list[int]] | None = None
+) -> None:
     """Write weights whole or not at all. Raises Unwritten."""
     try:
-        run.save(model, path, note, shapes)
+        models.save(model, path, note, shapes)
     except (OSError, SafetensorError) as error:
         raise Unwritten(path, error) from error
 
@@ -303,7 +308,7 @@ def deployed(spec: Spec, seed: int, place: Workplace, report: Report = quiet) ->
         return run.deploy_exact(spec.recipe, exact, mixture.sample(spec.bed.n, torch.Generator().manual_seed(seed)))
     path = compress(spec, seed, place, report)
     shipped = path.parents[1].name == "ship"
-    model = run.load(spec.recipe, path, spec.bed.shape, spec.bed.classes, shipped=shipped)
+    model = models.load(spec.recipe, path, spec.bed.shape, spec.bed.classes, shipped=shipped)
     return run.deploy(spec.recipe, model)
 
 

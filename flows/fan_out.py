@@ -44,7 +44,7 @@ from flows.forms import KNOWN, errand_of, form
 from flows.home import SETTINGS, TRIES
 from flows.records import read_json
 from flows.study import Effort
-from methods.core import run
+from methods.core import models
 from methods.core.calibration import Report
 
 SHORTEST, LONGEST = 300.0, 900.0
@@ -134,8 +134,8 @@ def rate(spec: Spec) -> float:
     """Network evaluations that one process of this machine does in a second, measured in less than one."""
     if spec.bed.network is None:
         return EXACT_RATE
-    net = run.network(spec.recipe, run.build(spec.recipe, spec.bed.shape, spec.bed.classes))
-    x = torch.zeros(spec.bed.batch, *spec.bed.shape, device=run.device())
+    net = models.network(spec.recipe, models.build(spec.recipe, spec.bed.shape, spec.bed.classes))
+    x = torch.zeros(spec.bed.batch, *spec.bed.shape, device=models.device())
     with torch.inference_mode():
         net(x, torch.tensor(0.5, dtype=torch.float64))
         started = time.perf_counter()

@@ -25,7 +25,7 @@ from flows.progress import share, shown
 from flows.study import main
 from methods.core.calibration import Report
 from methods.core.errors import Conflict
-from methods.core.run import quiet
+from methods.core.learning import quiet
 
 
 def train(spec: Spec, seed: int, place: Workplace, report: Report = quiet, processes: int = 1) -> Path:

@@ -31,10 +31,13 @@ from flows.cell import (
 from flows.home import RESULTS
 from flows.records import read_json, write_json
 from methods.core import run
-from methods.core.calibration import FromNoise, Pixels, Report
+from methods.core.calibration import Report
+from methods.core.codec import Pixels
 from methods.core.denoiser import Network, Unguided
 from methods.core.identity import code_digest, recipe_fingerprint, shipped_fingerprint, training_fingerprint
-from methods.core.run import quiet
+from methods.core.learning import quiet
+from methods.core.models import Model
+from methods.core.start import FromNoise
 from methods.measure import cost, features
 from methods.measure.reference import UNITS, MixtureReference, Reference, Scores
 from methods.measure.statistics import t_interval
@@ -167,13 +170,15 @@ def many_steps(spec: Spec) -> Spec:
 def has_fidelity(spec: Spec) -> bool:
     """Whether the cell aims at the end points of its own weights' flow: it samples them, from noise, unguided.
 
-    A sampler of order 0, through whichever door it comes, ends where chance takes it.
+    A sampler of order 0, through whichever door it comes, ends where chance takes it; weights that were trained for a
+    sampler of their own have no other flow.
     """
     recipe = spec.recipe
     samples_only = not spec.cell.methods or spec.cell.methods.keys() - spec.training.cell.methods.keys()
     follows = getattr(recipe.kind("sampler"), "order", None) != 0
     aims = recipe.start == FromNoise() and recipe.guidance == Unguided() and isinstance(recipe.space, Pixels)
-    return spec.fidelity and bool(samples_only) and aims and follows
+    free = not any("sampler" in method.edits for method in spec.training.methods())
+    return spec.fidelity and bool(samples_only) and aims and follows and free
 
 
 def metric(key: str, scores: list[Scores]) -> dict[str, Any]:
@@ -245,9 +250,9 @@ def short_run(spec: Spec, iterations: int) -> tuple[int, int]:
     """MACs of training, and of what follows it, for so many iterations of base training."""
     recipe = replace(spec.recipe, fit=replace(spec.recipe.fit, iterations=iterations))
     data = training_set(spec.bed.name)
-    models: list[run.Model] = []
-    training, _ = cost.macs(lambda: models.append(run.train(recipe, data, 0)[0]))
-    following, _ = cost.macs(lambda: run.compress(recipe, models[0], data, 0))
+    trained: list[Model] = []
+    training, _ = cost.macs(lambda: trained.append(run.train(recipe, data, 0)[0]))
+    following, _ = cost.macs(lambda: run.compress(recipe, trained[0], data, 0))
     return training, following
 
 

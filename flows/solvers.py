@@ -76,10 +76,10 @@ def pairings(known: Catalog, bed: Bed) -> Iterator[Pairing]:
     """All there is to compare."""
     for grid in grids(known, bed):
         for solver in solvers(known, bed):
-            names = [cell_name(cell, known, bed.name) for cell in (solver, grid)]
+            one, other = (cell_name(cell, known, bed.name) for cell in (solver, grid))
             for steps in STEPS:
                 cell = known.canonical(Cell(methods={**solver.methods, **grid.methods}, steps=steps), bed.name)
-                yield Pairing(*names, Spec(known, bed, cell, bed.seeds.blocks))
+                yield Pairing(one, other, Spec(known, bed, cell, bed.seeds.blocks))
 
 
 def end_points(spec: Spec) -> tuple[list[Tensor], float]:

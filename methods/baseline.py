@@ -4,13 +4,15 @@ Source: Ho et al. 2020 (2006.11239) for target and loss, Nichol and Dhariwal 202
 al. 2021 (2010.02502) for the sampler. Why this is a fair baseline stands in `catalog/baseline.yaml`.
 """
 
-from methods.core.calibration import FromNoise, Pixels
+from methods.core.codec import Pixels
 from methods.core.denoiser import Unguided
+from methods.core.fit import Fit
 from methods.core.objective import Independent, UniformTimes, UnitOnTarget
 from methods.core.parameterization import Noise
 from methods.core.process import Cosine
-from methods.core.recipe import Fit, NetConfig, Recipe
+from methods.core.recipe import NetConfig, Recipe
 from methods.core.sampling import UniformAngle
+from methods.core.start import FromNoise
 from methods.inference.ode_solver.ddim import DDIM
 
 

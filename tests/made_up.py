@@ -26,7 +26,7 @@ SHA, DATA, T = "ab12", "made-up data", 2.776445105197793
 FEATURES = {"sha256": SHA, "accuracy": 0.98, "dimensions": 64}
 PLANE = {"w2": 1.0, "sliced_w2": 0.7, "mmd": 1e-4, "coverage": 0.9, "off_manifold": 0.1, "fidelity": 0.05}
 IMAGES = {"fd": 1.0, "kid": 1e-3, "accuracy": 0.97, "recall": 0.8, "nearest": 1.1, "fidelity": 0.05}
-FAILED, MISSING, SILENT, STALE = "diff_pruning", "immiscible_diffusion", "deepcache", "v_prediction"
+FAILED, MISSING, SILENT, STALE = "diff_pruning", "immiscible_diffusion", "deepcache", "min_snr_weighting"
 """Techniques whose run failed, that have no record, that did not fire, and whose code has changed since."""
 FIRST = {"commit": "1111111111111111", "when": "2026-01-01T00:00:00Z"}
 HOST = {"cpu": "a processor", "cores": 2, "threads": 1, "load": 0.5, "system": "Linux x86_64"}

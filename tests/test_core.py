@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from catalog import load
 from methods.baseline import baseline
-from methods.core import run
+from methods.core import models, run
 from methods.core.activation import count, tallied
 from methods.core.calibration import Fitted, Part, Report
 from methods.core.denoiser import Denoiser, Labels, Mixture, Network
 from methods.core.errors import Conflict, NothingMatched
+from methods.core.fit import Fit
 from methods.core.identity import recipe_fingerprint, shipped_fingerprint, training_fingerprint
 from methods.core.objective import Denoising, Independent, NormalLam, UniformTimes, UnitOnTarget, Weight
 from methods.core.parameterization import Clean, Parameterization
 from methods.core.process import Cosine, Process, angle, lam_of_angle, like
-from methods.core.recipe import Fit, Recipe, compose, edit
+from methods.core.recipe import Recipe, compose, edit
 from methods.core.sampling import Grid, SampleNoise, Sampler, Solver, transfer
 from methods.core.surgery import flatten, rewrite_path, rewrite_type, unflatten
 from methods.inference.feature_caching.deepcache import DeepCache
@@ -398,39 +399,39 @@ class MadeUpSolver(MadeUpSampler):
 
 
 SMALL = replace(BASE, fit=Fit(1, batch=8), parameterization=Clean(), steps=2)
-DATA = run.TrainingSet(gaussian((24, 1, 8, 8)).float().clamp(-1, 1), torch.arange(24) % 3, 3)
+DATA = models.TrainingSet(gaussian((24, 1, 8, 8)).float().clamp(-1, 1), torch.arange(24) % 3, 3)
 
 
-def fitted(recipe: Recipe, seed: int = 0) -> tuple[run.Model, int]:
+def fitted(recipe: Recipe, seed: int = 0) -> tuple[models.Model, int]:
     """A model trained without the part, and compressed with it; and the images that compression saw."""
     trained, _ = run.train(replace(recipe, grid=BASE.grid, sampler=BASE.sampler), DATA, seed)
-    model = run.build(recipe, DATA.shape, DATA.classes, seed)
+    model = models.build(recipe, DATA.shape, DATA.classes, seed)
     model.net, model.codec = trained.net, trained.codec
     model, seen, _ = run.compress(recipe, model, DATA, seed)
     return model, seen
 
 
-def drawn(recipe: Recipe, model: run.Model) -> Tensor:
+def drawn(recipe: Recipe, model: models.Model) -> Tensor:
     return run.generate(recipe, run.deploy(recipe, model), torch.arange(3), [0, 1, 2])
 
 
 def test_a_fitted_grid_is_fitted_saved_loaded_and_used(tmp_path: Path) -> None:
     recipe = replace(SMALL, grid=MadeUpGrid())
-    assert run.build(recipe, DATA.shape, DATA.classes).parts["grid"].middle == 0
+    assert models.build(recipe, DATA.shape, DATA.classes).parts["grid"].middle == 0
     model, seen = fitted(recipe)
     part = model.parts["grid"]
     assert isinstance(part, Threefold) and 0 < part.middle < 1 and seen == len(DATA.images)
     assert not part.middle.requires_grad and torch.equal(fitted(recipe)[0].parts["grid"].middle, part.middle)
     path = tmp_path / "model.safetensors"
-    run.save(model, path, {})
-    loaded = run.load(recipe, path, DATA.shape, DATA.classes, shipped=True)
+    models.save(model, path, {})
+    loaded = models.load(recipe, path, DATA.shape, DATA.classes, shipped=True)
     assert torch.equal(loaded.parts["grid"].middle, part.middle)
     samples = drawn(recipe, model)
     assert torch.equal(drawn(recipe, loaded), samples)
 
     assert torch.equal(part(recipe.process, 2)[1:2], part.middle)
     for middle, same in ((part.middle.item(), True), (0.9, False)):
-        plain = run.Model(model.net, model.codec, model.starter, {}, model.shape)
+        plain = models.Model(model.net, model.codec, model.starter, {}, model.shape)
         assert torch.equal(drawn(replace(SMALL, grid=Fixed(middle)), plain), samples) is same
 
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from methods.baseline import baseline
-from methods.core import run
+from methods.core import models, run
 from methods.core.activation import tallied
 from methods.core.denoiser import NULL, Mixture, Network
+from methods.core.fit import Fit
 from methods.core.objective import Denoising, Independent, UniformTimes, UnitOnTarget
 from methods.core.process import Cosine, Process
-from methods.core.recipe import Fit, Method, NetConfig, compose
+from methods.core.recipe import Method, NetConfig, compose
 from methods.core.sampling import SampleNoise, UniformAngle
 from methods.inference._distillation import Informed, Telling, affordable, cost, teacher_pairs
 from methods.inference.adversarial._shared import Adversary, forward_step, noisier, posterior
@@ -48,9 +49,9 @@ def gaussian(mean: float, std: float, process: Process) -> Mixture:
     return Mixture(mean * one[:, None], std * one, one, process)
 
 
-def data() -> run.TrainingSet:
+def data() -> models.TrainingSet:
     x = torch.randn(24, *SHAPE, generator=rng()).clamp(-1, 1)
-    return run.TrainingSet(x, torch.arange(24) % CLASSES, CLASSES)
+    return models.TrainingSet(x, torch.arange(24) % CLASSES, CLASSES)
 
 
 class Field(nn.Module):
@@ -93,7 +94,7 @@ def test_a_distillation_costs_its_share_of_the_base_training(distillation: Calla
     def seen(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
         rows[out.requires_grad] += len(out)
 
-    model = run.build(recipe, SHAPE, CLASSES)
+    model = models.build(recipe, SHAPE, CLASSES)
     model.net.requires_grad_(False).register_forward_hook(seen)
     images = run.compress(recipe, model, data(), 0)[1]
     assert abs(images / (rows[True] + rows[False] / 3) - 1) < 0.01
@@ -102,7 +103,7 @@ def test_a_distillation_costs_its_share_of_the_base_training(distillation: Calla
 
 def test_pairs_join_noise_to_where_the_sampler_takes_it() -> None:
     recipe = replace(BASE, grid=UniformAngle(), steps=5)
-    model = run.build(recipe, SHAPE, CLASSES)
+    model = models.build(recipe, SHAPE, CLASSES)
     torch.nn.init.normal_(model.net.get_parameter("head.weight"), generator=rng())
     pairs, labels, images = teacher_pairs(recipe, model, data(), DDIM(), 5, 0.5, seed=1)
     assert len(pairs) == len(labels) == int(0.5 * 12 * 8 * 3 / 5) and images == round(cost(0, 5) * len(pairs))
@@ -175,7 +176,7 @@ def test_sfd_updates_after_every_step_of_every_trajectory() -> None:
     recipe = compose(BASE, sfd(steps=3, substeps=2, fraction=1.0))
     fit, _ = affordable(recipe, 1.0, updates=3, evaluations=6)
     with tallied() as counters:
-        run.compress(recipe, run.build(recipe, SHAPE, CLASSES), data(), 0)
+        run.compress(recipe, models.build(recipe, SHAPE, CLASSES), data(), 0)
     assert counters["steps_taught"] == 3 * fit.iterations > 0
 
 
@@ -210,7 +211,7 @@ def test_the_guided_student_is_after_what_guidance_gives() -> None:
 
 def test_a_student_begins_as_its_teacher_and_answers_for_no_guidance_if_it_is_told_none() -> None:
     recipe = compose(BASE, guided_distillation())
-    model = run.build(recipe, SHAPE, CLASSES)
+    model = models.build(recipe, SHAPE, CLASSES)
     for parameter in model.net.parameters():
         torch.nn.init.normal_(parameter, std=0.2, generator=rng())
     (transform,) = recipe.transforms
@@ -302,7 +303,7 @@ def test_a_step_forward_keeps_the_marginal(process: Process) -> None:
     r, v = forward_step(process, s, t)
     assert torch.isclose(r * process.alpha(s), process.alpha(t)) and v > 0
     assert torch.isclose(r**2 * process.sigma(s) ** 2 + v, process.sigma(t) ** 2)
-    x_s, eps = torch.randn(2, 20_000, 1, generator=rng(), dtype=torch.float64)
+    x_s, eps = torch.randn(2, 200_000, 1, generator=rng(), dtype=torch.float64)
     assert abs(noisier(process, x_s, eps, s, t).var() - (r**2 + v)) < 0.02
 
 
@@ -343,7 +344,7 @@ def test_a_discriminator_learns_to_tell_two_levels_apart(shape: tuple[int, int, 
 
 def test_every_step_of_the_gan_draws_a_latent_of_its_own() -> None:
     recipe = compose(BASE, ddgan(steps=3, latent=5))
-    model = run.build(recipe, SHAPE, CLASSES)
+    model = models.build(recipe, SHAPE, CLASSES)
     conditioning = model.net.get_submodule("conditioning")
     assert isinstance(conditioning, Informed) and conditioning.k == 5
     told: list[Tensor] = []

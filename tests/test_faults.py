@@ -14,7 +14,7 @@ from flows.agenda import Errand, Item
 from flows.cell import Workplace
 from flows.records import Unwritten, partial, read_json, write_json
 from flows.study import Effort
-from methods.core import run
+from methods.core import models, run
 
 
 def no_room(path: Path) -> None:
@@ -42,7 +42,7 @@ def test_weights_that_cannot_be_written_leave_nothing(tmp_path: Path, monkeypatc
         raise OSError(28, "No space left on device")
 
     spec, path = tiny({}), tmp_path / "digits" / "train" / "baseline" / "0.safetensors"
-    monkeypatch.setattr(run, "save", fail)
+    monkeypatch.setattr(models, "save", fail)
     with pytest.raises(Unwritten, match="No space left on device"):
         cell.train(spec, 0, Workplace(tmp_path))
     assert not list(path.parent.iterdir())

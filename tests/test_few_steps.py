@@ -17,15 +17,8 @@ from methods.core.objective import Independent, UniformTimes
 from methods.core.process import Cosine, Process, lam_of_angle, like
 from methods.core.sampling import SampleNoise, UniformAngle, transfer
 from methods.inference.consistency import consistency_training_ict as ict
-from methods.inference.consistency._shared import (
-    SIGMA_MIN,
-    MultistepConsistency,
-    Trailing,
-    consistency,
-    noise_levels,
-    pseudo_huber,
-    ratio,
-)
+from methods.inference.consistency._objectives import Trailing, pseudo_huber
+from methods.inference.consistency._shared import SIGMA_MIN, MultistepConsistency, consistency, noise_levels, ratio
 from methods.inference.consistency.consistency_distillation import NeighbouringLevels
 from methods.inference.consistency.ect import EasyTuning, mapping
 from methods.inference.consistency.lcm import SkippedSteps

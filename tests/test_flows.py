@@ -44,6 +44,7 @@ from flows.cell import Spec, Workplace
 from flows.records import Damaged, read_json
 from flows.scale import Resting
 from flows.study import Effort
+from methods.core.errors import Conflict
 from methods.core.identity import training_fingerprint
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -66,6 +67,37 @@ def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny(methods: dict[str, dict[str, float]], steps: int | None = 4) -> Spec:
     asked = KNOWN.canonical(Cell(methods=methods, steps=steps), "digits")
     return Spec(KNOWN, KNOWN.bed("digits"), asked, ((0, 0), (0, 1)), budget=0.005, fidelity=False)
+
+
+@pytest.mark.parametrize("id", [id for id, entry in KNOWN.techniques.items() if "digits" in entry.beds])
+def test_what_fidelity_is_measured_against_can_be_run(id: str) -> None:
+    """Of every technique with a compression on top: weights trained for a sampler of their own have no other flow."""
+    builds: dict[str, dict[str, float]] = {key: {} for key in (*KNOWN.technique(id).builds_on, id, "int8_dynamic")}
+    try:
+        spec = replace(tiny(builds), fidelity=True)
+        spec.recipe  # noqa: B018
+    except Conflict:
+        return
+    if score.has_fidelity(spec):
+        assert score.many_steps(spec).recipe.steps == score.reference_steps(spec)
+
+
+@pytest.mark.parametrize("id", KNOWN.techniques)
+def test_the_catalog_knows_how_many_steps_a_cell_takes(id: str) -> None:
+    for bed in KNOWN.technique(id).beds:
+        for each in KNOWN.cells(id, bed).values():
+            assert Spec(KNOWN, KNOWN.bed(bed), each, ((0, 0),)).recipe.steps == KNOWN.steps(each, bed)
+
+
+@pytest.mark.parametrize("id", KNOWN.techniques)
+def test_what_a_claim_of_fidelity_compares_aims_at_the_same_end_points(id: str) -> None:
+    for claim in KNOWN.technique(id).claims:
+        if claim.metric == "fidelity":
+            for bed in map(KNOWN.bed, claim.beds):
+                cells = [KNOWN.canonical(each, bed.name) for each in claim.cells]
+                specs = [Spec(KNOWN, bed, each, bed.seeds.blocks) for each in cells]
+                assert all(map(score.has_fidelity, specs))
+                assert len({score.many_steps(spec).name for spec in specs}) == 1
 
 
 @pytest.fixture

@@ -239,9 +239,8 @@ def test_a_stale_verdict_says_why_and_a_current_one_does_not(site: Path) -> None
         claims = section(site, f"t/{id}.html", "claims", 'aria-labelledby="on-')
         assert text(claims).count("the verdict is of what was") == count
         assert claims.count('class="stale"') == count
-    assert f"{len(old)} verdicts rest on numbers that code and catalog would no longer give" in text(
-        (site / "claims.html").read_text()
-    )
+    said = text((site / "claims.html").read_text())
+    assert re.search(rf"{len(old)} verdicts? rests? on numbers that code and catalog would no longer give", said)
 
 
 def test_terms_changed_after_a_run_are_shown_before_and_after(site: Path, known: Catalog) -> None:

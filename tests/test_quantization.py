@@ -15,12 +15,13 @@ from torchao.quantization.granularity import PerGroup
 
 from catalog import load
 from methods.baseline import baseline
-from methods.core import run
+from methods.core import learning, models, run
 from methods.core.activation import tallied
-from methods.core.calibration import Report
+from methods.core.calibration import Calibrated, Report
 from methods.core.errors import Conflict
+from methods.core.fit import Fit
 from methods.core.identity import shipped_fingerprint
-from methods.core.recipe import Calibrated, Fit, Method, Recipe, compose
+from methods.core.recipe import Method, Recipe, compose
 from methods.core.sampling import UniformAngle
 from methods.core.surgery import Stage, Transform, flatten
 from methods.deployment.quantization._adaround import reconstruct
@@ -33,19 +34,9 @@ from methods.deployment.quantization._calibration import (
     settle,
     trained,
 )
-from methods.deployment.quantization._shared import (
-    Clock,
-    GroupRounding,
-    Integers,
-    Quantized,
-    Rounding,
-    Trainable,
-    best_scale,
-    grouped,
-    nearest,
-    simulated,
-    widest,
-)
+from methods.deployment.quantization._inputs import Clock, GroupRounding, Rounding
+from methods.deployment.quantization._layers import Quantized, Trainable, simulated
+from methods.deployment.quantization._weights import Integers, best_scale, grouped, nearest, widest
 from methods.deployment.quantization.cpu_int8_intel import TwoPrecisions, between
 from methods.deployment.quantization.efficientdm import Adapted
 from methods.deployment.quantization.ptq4dm import truncated_normal
@@ -70,12 +61,12 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 @cache
-def images() -> run.TrainingSet:
-    return run.TrainingSet(random(24, *SHAPE).clamp(-1, 1), torch.arange(24) % CLASSES, CLASSES)
+def images() -> models.TrainingSet:
+    return models.TrainingSet(random(24, *SHAPE).clamp(-1, 1), torch.arange(24) % CLASSES, CLASSES)
 
 
 @cache
-def base() -> run.Model:
+def base() -> models.Model:
     return run.train(BASE, images(), 0)[0]
 
 
@@ -83,11 +74,11 @@ def method(id: str, **params: float) -> Method:
     return replace(TECHNIQUES[id].call(params), name=id)
 
 
-def compressed(recipe: Recipe) -> tuple[run.Model, int, dict[str, list[int]]]:
+def compressed(recipe: Recipe) -> tuple[models.Model, int, dict[str, list[int]]]:
     return run.compress(recipe, deepcopy(base()), images(), 0)
 
 
-def samples(recipe: Recipe, model: run.Model) -> Tensor:
+def samples(recipe: Recipe, model: models.Model) -> Tensor:
     return run.generate(recipe, run.deploy(recipe, model), torch.tensor([0, 1]), [0, 1])
 
 
@@ -119,7 +110,13 @@ class Offsetting(Calibrated):
         return Offset(deepcopy(module))
 
     def fit(
-        self, recipe: Recipe, before: nn.Module, model: run.Model, data: run.TrainingSet, seed: int, report: Report
+        self,
+        recipe: Recipe,
+        before: nn.Module,
+        model: models.Model,
+        data: models.TrainingSet,
+        seed: int,
+        report: Report,
     ) -> int:
         assert isinstance(model.net, Offset)
         self.fits.append((before, model.net))
@@ -163,8 +160,8 @@ def test_it_is_fitted_once_to_the_network_as_it_was_when_it_was_applied(offsetti
 def test_a_file_gives_back_what_was_fitted_without_fitting_it(offsetting: Offsetting, tmp_path: Path) -> None:
     recipe = replace(BASE, transforms=(offsetting,))
     model, _, shapes = compressed(recipe)
-    run.save(model, tmp_path / "model.safetensors", {}, shapes)
-    loaded = run.load(recipe, tmp_path / "model.safetensors", SHAPE, CLASSES, shipped=True)
+    models.save(model, tmp_path / "model.safetensors", {}, shapes)
+    loaded = models.load(recipe, tmp_path / "model.safetensors", SHAPE, CLASSES, shipped=True)
     assert len(offsetting.fits) == 1
     expected = samples(recipe, model)
     assert torch.equal(samples(recipe, loaded), expected) and not torch.equal(samples(BASE, base()), expected)
@@ -181,8 +178,8 @@ def test_weights_that_were_fitted_while_sampling_belong_to_their_sampling(offset
 def test_a_file_gives_back_a_quantized_network(id: str, tmp_path: Path) -> None:
     recipe = compose(BASE, method(id))
     model, _, shapes = compressed(recipe)
-    run.save(model, tmp_path / "model.safetensors", {}, shapes)
-    loaded = run.load(recipe, tmp_path / "model.safetensors", SHAPE, CLASSES, shipped=True)
+    models.save(model, tmp_path / "model.safetensors", {}, shapes)
+    loaded = models.load(recipe, tmp_path / "model.safetensors", SHAPE, CLASSES, shipped=True)
     assert torch.equal(samples(recipe, loaded), samples(recipe, model))
     assert cost.nbytes(loaded) == cost.nbytes(model) < cost.nbytes(base())
     assert all(torch.equal(tensor, flatten(loaded)[name]) for name, tensor in flatten(model).items())
@@ -423,7 +420,7 @@ def test_adapters_learn_what_rounding_lost_and_are_gone() -> None:
     calibrate(plain, pool)
     tuned = deepcopy(plain)
     training = trained(tuned, lambda _, layer: Adapted(layer, 4, rng))
-    distil(tuned, pool, [g for part in training.values() for g in part.groups(200)], 200, 64, rng, run.quiet)
+    distil(tuned, pool, [g for part in training.values() for g in part.groups(200)], 200, 64, rng, learning.quiet)
     learned = tuned(x, x, x)
     settle(tuned, training)
     assert torch.allclose(tuned(x, x, x), learned, atol=1e-5), "merged, they do what they did"

@@ -19,8 +19,8 @@ import catalog
 from catalog import Catalog, CatalogError
 from flows import reproduce, stages, study
 from flows.cell import Workplace
-from flows.home import HOME
-from flows.ledger import judge_records, read_records
+from flows.home import HOME, RESULTS
+from flows.ledger import judge_records, read_records, record_files
 from flows.records import provenance, read_json, write_json
 from flows.reproduction import (
     Compared,
@@ -208,7 +208,7 @@ def test_bad_input_is_one_sentence(bed: str, methods: list[str], sentence: str) 
 
 def test_none_chosen_is_every_committed_record() -> None:
     names = reproduce.git("ls-tree", "--name-only", "HEAD", "results/mixture/").split()
-    committed = {path.stem for path in record_files(ROOT / "results" / "mixture")}
+    committed = {path.stem for path in record_files(RESULTS / "mixture")}
     assert committed <= {Path(name).stem for name in names}
     found = reproduce.wanted("mixture", [], "HEAD")
     assert found[0] == "baseline" and set(found) == committed and len(found) == len(committed)

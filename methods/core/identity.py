@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from methods.core.recipe import TRAINING, Calibrated, Recipe
+from methods.core.calibration import Calibrated
+from methods.core.recipe import TRAINING, Recipe
 
 
 def describe(value: Any) -> Any:

@@ -6,14 +6,18 @@ is a weight on the error of x_0 together with a density over noise levels.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from methods.core.activation import count
 from methods.core.denoiser import NULL, Denoiser, Labels, Network
 from methods.core.process import Process
+
+if TYPE_CHECKING:
+    from methods.core.recipe import Recipe
 
 
 class Objective(ABC):
@@ -115,3 +119,22 @@ class Denoising(Objective):
         error = (prediction - parameterization.target(process, x0, eps, t)).square().flatten(1).mean(1)
         weight = self.weight.on_target(process.lam(t), parameterization.gain(process, t))
         return weight.to(error) * error
+
+
+class Loss(ABC):
+    """What base training minimises; its objective is made from the other choices of the recipe."""
+
+    def network(self, net: nn.Module) -> nn.Module:
+        """The fresh network as this loss needs it: one that is told more than the noise level has more parameters."""
+        return net
+
+    @abstractmethod
+    def objective(self, recipe: "Recipe") -> Objective: ...
+
+
+@dataclass(frozen=True)
+class Regression(Loss):
+    """The denoising loss, with the recipe's times, weight, coupling and label dropout."""
+
+    def objective(self, recipe: "Recipe") -> Denoising:
+        return Denoising(recipe.times, recipe.weight, recipe.coupling, recipe.label_dropout)

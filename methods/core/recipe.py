@@ -10,23 +10,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any
 
 from torch import nn
 
-from methods.core.calibration import Fitted, Report, Space, Start
+from methods.core.calibration import Fitted, Phase
+from methods.core.codec import Space
 from methods.core.denoiser import Guidance
 from methods.core.errors import Conflict
-from methods.core.objective import Coupling, Denoising, Objective, TimeDensity, Weight
+from methods.core.fit import Fit, Precision
+from methods.core.objective import Coupling, Loss, Objective, Regression, TimeDensity, Weight
 from methods.core.parameterization import Parameterization
 from methods.core.process import Process
 from methods.core.sampling import Grid, Sampler
+from methods.core.start import Start
 from methods.core.surgery import Transform
-
-if TYPE_CHECKING:
-    from methods.core.run import Model, TrainingSet
-
-Precision = Literal["float32", "bfloat16"]
 
 
 class NetConfig(ABC):
@@ -34,64 +32,6 @@ class NetConfig(ABC):
 
     @abstractmethod
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module: ...
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How the base network is trained: Adam, a linear warm-up, an exponential moving average of the weights."""
-
-    iterations: int
-    batch: int = 128
-    learning_rate: float = 2e-3
-    warmup: int = 100
-    ema: float = 0.995
-    precision: Precision = "float32"
-
-    def scaled(self, share: float) -> Fit:
-        """A shorter training of the same shape: for a phase, or a quick look."""
-        return replace(
-            self, iterations=max(1, round(share * self.iterations)), warmup=max(1, round(share * self.warmup))
-        )
-
-
-class Phase(ABC):
-    """Something done to the trained network before it ships: distillation, pruning with fine-tuning, ..."""
-
-    @abstractmethod
-    def __call__(self, recipe: Recipe, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
-        """Change model.net in place or replace it; returns how many images were seen."""
-
-
-class Calibrated(Transform):
-    """A transform that ships and is fitted after it was applied: a quantizer's ranges, the weights of a new part."""
-
-    ships: ClassVar[bool] = True
-
-    @abstractmethod
-    def fit(self, recipe: Recipe, before: nn.Module, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
-        """Calibrate or train what it has made of the network `before`, which is model.net now, in place.
-
-        Returns how many images were seen.
-        """
-
-
-class Loss(ABC):
-    """What base training minimises; its objective is made from the other choices of the recipe."""
-
-    def network(self, net: nn.Module) -> nn.Module:
-        """The fresh network as this loss needs it: one that is told more than the noise level has more parameters."""
-        return net
-
-    @abstractmethod
-    def objective(self, recipe: Recipe) -> Objective: ...
-
-
-@dataclass(frozen=True)
-class Regression(Loss):
-    """The denoising loss, with the recipe's times, weight, coupling and label dropout."""
-
-    def objective(self, recipe: Recipe) -> Denoising:
-        return Denoising(recipe.times, recipe.weight, recipe.coupling, recipe.label_dropout)
 
 
 @dataclass(frozen=True)
@@ -134,6 +74,7 @@ class Recipe:
 
 
 ADDITIVE = ("phases", "transforms")
+
 TRAINING = (
     "net", "process", "parameterization", "times", "weight", "coupling", "loss", "label_dropout", "space", "fit",
 )  # fmt: skip

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from methods.core.activation import count
 from methods.core.denoiser import Labels, Network
+from methods.core.fit import Fit
+from methods.core.models import Model, TrainingSet, network
 from methods.core.process import like
-from methods.core.recipe import Fit, Recipe
-from methods.core.run import Model, TrainingSet, network
+from methods.core.recipe import Recipe
 from methods.core.sampling import Grid, SampleNoise, Solver
 
 PAIRED = 1 / 3

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.core.denoiser import Denoiser, Labels
+from methods.core.fit import Fit
 from methods.core.process import like
-from methods.core.recipe import Fit
 
 
 def affordable(fit: Fit, fraction: float, each: int) -> int:

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.core.activation import count
-from methods.core.calibration import Codec, Report, Space, descend
+from methods.core.calibration import Report, descend
+from methods.core.codec import Codec, Space
 from methods.core.recipe import Method, edit
 from methods.nets.autoencoder import ConvAutoencoder, divergence
 

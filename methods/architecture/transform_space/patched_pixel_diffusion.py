@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.core.activation import count
-from methods.core.calibration import Codec, Space
+from methods.core.codec import Codec, Space
 from methods.core.recipe import Method, edit
 
 

@@ -5,10 +5,10 @@ and the innermost stage can go. What is left starts from the teacher's weights, 
 every stage of the teacher sends on: a far better guide than the noise alone, so that little data and time suffice.
 
 Source: Kim et al. 2024 "BK-SDM" (2305.15798): blocks as in BK-SDM-Small (the second residual block of every stage, and
-the middle stage), and L_task + L_out + L_feat with unit weights over the ends of all stages, as in the official code.
+the middle stage), L_task + L_out + L_feat with unit weights over the ends of all stages, as in the official code.
 Limits: where a stage has one block each way, as on these beds, only the middle stage can go. BK-SDM-Tiny also drops the
-innermost stage with its resampling, which needs that stage to be as wide as the one above: here it is twice as wide.
-Attention stands in the middle stage only. Phases that come after this one train the removed blocks in vain.
+innermost stage, which needs it to be as wide as the one above: here it is twice as wide. Attention stands in the middle
+stage only. Phases that come after this one train the removed blocks in vain.
 Cost: `fraction` of the base training, with an evaluation of the teacher at every update.
 """
 
@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.core.activation import count
-from methods.core.calibration import Report
+from methods.core.calibration import Phase, Report
 from methods.core.denoiser import Denoiser, Labels, Network
+from methods.core.learning import optimise
+from methods.core.models import Model, TrainingSet, encode, network
 from methods.core.objective import Objective
-from methods.core.recipe import Method, Phase, Recipe, edit
-from methods.core.run import Model, TrainingSet, encode, network, optimise
+from methods.core.recipe import Method, Recipe, edit
 from methods.core.surgery import Stage, Transform, rewrite_type
 from methods.nets.unet import Level, Middle, ResidualBlock, UNetConfig
 

@@ -18,11 +18,12 @@ import torch_pruning as tp
 from torch import nn
 
 from methods.core.activation import count
-from methods.core.calibration import Report
+from methods.core.calibration import Phase, Report
 from methods.core.denoiser import Network
 from methods.core.errors import NothingMatched
-from methods.core.recipe import Method, Phase, Recipe, edit
-from methods.core.run import Model, TrainingSet, encode, network, optimise
+from methods.core.learning import optimise
+from methods.core.models import Model, TrainingSet, encode, network
+from methods.core.recipe import Method, Recipe, edit
 from methods.nets.unet import GROUPS, UNet, UNetConfig
 
 LEVELS = 100

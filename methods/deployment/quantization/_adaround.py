@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from methods.core.activation import count
-from methods.deployment.quantization._shared import Quantized, grouped, limits, put, store, ungrouped
+from methods.deployment.quantization._layers import Quantized, put
+from methods.deployment.quantization._weights import grouped, limits, store, ungrouped
 
 STRETCH, PENALTY, EXPONENTS, WARM_UP = (-0.1, 1.1), 0.01, (20.0, 2.0), 0.2
 PATH, FASTEST = 20.0, 0.1

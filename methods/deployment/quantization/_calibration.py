@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from methods.core.activation import count
 from methods.core.calibration import Report
 from methods.core.denoiser import Network
+from methods.core.models import Model, TrainingSet
 from methods.core.recipe import Recipe
-from methods.core.run import Model, TrainingSet
 from methods.core.sampling import Grid, SampleNoise, Sampler, UniformAngle
-from methods.deployment.quantization._shared import Quantized, Rounding, Trainable, put
+from methods.deployment.quantization._inputs import Rounding
+from methods.deployment.quantization._layers import Quantized, Trainable, put
 from methods.inference.ode_solver.ddim import DDIM
 
 

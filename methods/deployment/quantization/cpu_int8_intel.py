@@ -19,20 +19,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from methods.core.activation import count
-from methods.core.calibration import Report
-from methods.core.recipe import Calibrated, Method, Recipe, edit
-from methods.core.run import Model, TrainingSet
+from methods.core.calibration import Calibrated, Report
+from methods.core.models import Model, TrainingSet
+from methods.core.recipe import Method, Recipe, edit
 from methods.deployment.quantization._calibration import asked_while_sampling, calibrate, distil, settle, trained
-from methods.deployment.quantization._shared import (
-    Clock,
-    Layer,
-    Quantization,
-    Quantized,
-    Rounding,
-    Trainable,
-    nearest,
-    rewrite_layers,
-)
+from methods.deployment.quantization._inputs import Clock, Rounding
+from methods.deployment.quantization._layers import Layer, Quantization, Quantized, Trainable, rewrite_layers
+from methods.deployment.quantization._weights import nearest
 
 
 class TwoPrecisions(nn.Module):

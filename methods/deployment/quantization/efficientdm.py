@@ -22,19 +22,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from methods.core.activation import count
-from methods.core.calibration import Report
-from methods.core.recipe import Calibrated, Method, Recipe, edit
-from methods.core.run import Model, TrainingSet
+from methods.core.calibration import Calibrated, Report
+from methods.core.models import Model, TrainingSet
+from methods.core.recipe import Method, Recipe, edit
 from methods.deployment.quantization._calibration import Asked, asked_while_sampling, calibrate, distil, settle, trained
-from methods.deployment.quantization._shared import (
-    SMALLEST,
-    Clock,
-    Quantization,
-    Quantized,
-    Rounding,
-    Trainable,
-    simulated,
-)
+from methods.deployment.quantization._inputs import Clock, Rounding
+from methods.deployment.quantization._layers import Quantization, Quantized, Trainable, simulated
+from methods.deployment.quantization._weights import SMALLEST
 
 PATH, FASTEST = 16_000 / 2500, 0.1
 """Iterations of the official code times its learning rate, and the largest rate, in units of a layer's weight scale."""

@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from methods.core.calibration import Report
-from methods.core.recipe import Calibrated, Method, Recipe, edit
-from methods.core.run import Model, TrainingSet
+from methods.core.calibration import Calibrated, Report
+from methods.core.models import Model, TrainingSet
+from methods.core.recipe import Method, Recipe, edit
 from methods.deployment.quantization._calibration import asked_while_sampling, calibrate, near
-from methods.deployment.quantization._shared import Quantization, simulated
+from methods.deployment.quantization._layers import Quantization, simulated
 
 
 def truncated_normal(mean: float, std: float, n: int, rng: torch.Generator) -> Float[Tensor, "n"]:

@@ -21,13 +21,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from methods.core.activation import count
-from methods.core.calibration import Report
-from methods.core.recipe import Calibrated, Method, Recipe, edit
-from methods.core.run import Model, TrainingSet
+from methods.core.calibration import Calibrated, Report
+from methods.core.models import Model, TrainingSet
+from methods.core.recipe import Method, Recipe, edit
 from methods.core.surgery import rewrite_type
 from methods.deployment.quantization._adaround import reconstruct
 from methods.deployment.quantization._calibration import asked_while_sampling, calibrate, heard_by
-from methods.deployment.quantization._shared import Quantization, Quantized, simulated
+from methods.deployment.quantization._layers import Quantization, Quantized, simulated
 from methods.nets.unet import Attention, Level, ResidualBlock, UNetConfig
 
 
@@ -80,7 +80,7 @@ class QDiffusion(Quantization, Calibrated):
         source = self.opened(before)
         blocks = units(model.net) if iterations else []
         for path, (given, answer) in heard_by(source, blocks, chosen).items():
-            rows = [torch.randint(n, (recipe.fit.batch,), generator=rng) for _ in range(iterations)]
+            rows = [torch.randint(len(answer), (recipe.fit.batch,), generator=rng) for _ in range(iterations)]
             reconstruct(source.get_submodule(path), model.net.get_submodule(path), given, answer, iterations, rows)
             report(f"roundings of {path}", iterations, iterations, 0.0)
         calibrate(model.net, chosen)

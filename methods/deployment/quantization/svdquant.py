@@ -20,21 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.core.activation import count
-from methods.core.calibration import Report
-from methods.core.recipe import Calibrated, Method, Recipe, edit
-from methods.core.run import Model, TrainingSet
+from methods.core.calibration import Calibrated, Report
+from methods.core.models import Model, TrainingSet
+from methods.core.recipe import Method, Recipe, edit
 from methods.deployment.quantization._calibration import asked_while_sampling, heard_by
-from methods.deployment.quantization._shared import (
-    SMALLEST,
-    GroupRounding,
-    Layer,
-    Quantization,
-    Quantized,
-    channels_last,
-    nearest,
-    rewrite_layers,
-    widest,
-)
+from methods.deployment.quantization._inputs import GroupRounding, channels_last
+from methods.deployment.quantization._layers import Layer, Quantization, Quantized, rewrite_layers
+from methods.deployment.quantization._weights import SMALLEST, nearest, widest
 
 
 class Branched(nn.Module):

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from methods.core.recipe import Method, edit
-from methods.deployment.quantization._shared import Quantization, Quantized, nearest, rewrite_layers, widest
+from methods.deployment.quantization._layers import Quantization, Quantized, rewrite_layers
+from methods.deployment.quantization._weights import nearest, widest
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.core.calibration import FromNoise
 from methods.core.denoiser import Denoiser, Labels, Network, Unguided
-from methods.core.objective import Independent, Objective, UniformTimes, UnitOnTarget
+from methods.core.objective import Independent, Loss, Objective, UniformTimes, UnitOnTarget
 from methods.core.parameterization import Clean
-from methods.core.recipe import Loss, Method, Recipe, edit
+from methods.core.recipe import Method, Recipe, edit
 from methods.core.sampling import SampleNoise, Sampler, UniformAngle
+from methods.core.start import FromNoise
 from methods.core.surgery import rewrite_path
 from methods.inference._distillation import Informed, Telling
 from methods.inference.adversarial._shared import Adversary, noisier, posterior
@@ -116,7 +116,5 @@ def ddgan(steps: int = 4, latent: int = 16, penalty: float = 0.02) -> Method:
                "coupling": Independent},
         parameterization=Clean(),
         loss=LargeSteps(steps, latent, penalty),
-        sampler=DrawnSteps(latent),
-        grid=UniformAngle(),
-        steps=steps,
+        sampler=DrawnSteps(latent), grid=UniformAngle(), steps=steps,
     )  # fmt: skip

@@ -21,7 +21,8 @@ from methods.core.denoiser import Denoiser, Labels, Unguided
 from methods.core.process import Process
 from methods.core.recipe import Method, edit
 from methods.core.sampling import SampleNoise
-from methods.inference.consistency._shared import Distil, Distillation, MultistepConsistency, drawn, noise_levels
+from methods.inference.consistency._objectives import Distillation, drawn
+from methods.inference.consistency._shared import Distil, MultistepConsistency, noise_levels
 from methods.inference.ode_solver.edm_heun import Heun
 from methods.training.objective.v_prediction import Velocity
 

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from methods.core.activation import count
 from methods.core.denoiser import Unguided
-from methods.core.objective import Coupling, UniformTimes, UnitOnTarget
+from methods.core.objective import Coupling, Loss, UniformTimes, UnitOnTarget
 from methods.core.process import Process
-from methods.core.recipe import Loss, Method, Recipe, edit
-from methods.inference.consistency._shared import MultistepConsistency, Tuning, noise_levels, ratio
+from methods.core.recipe import Method, Recipe, edit
+from methods.inference.consistency._objectives import Tuning
+from methods.inference.consistency._shared import MultistepConsistency, noise_levels, ratio
 from methods.training.objective.v_prediction import Velocity
 
 MEAN, STD = -1.1, 2.0

@@ -23,7 +23,8 @@ from methods.core.activation import count
 from methods.core.denoiser import Unguided
 from methods.core.process import Process
 from methods.core.recipe import Method, edit
-from methods.inference.consistency._shared import Distil, MultistepConsistency, Tuning, ratio, time
+from methods.inference.consistency._objectives import Tuning
+from methods.inference.consistency._shared import Distil, MultistepConsistency, ratio, time
 from methods.training.objective.v_prediction import Velocity
 
 MEAN, STD = -1.1, 2.0

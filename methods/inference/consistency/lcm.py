@@ -22,7 +22,8 @@ from methods.core.denoiser import Denoiser, Labels, Unguided
 from methods.core.process import Process
 from methods.core.recipe import Method, edit
 from methods.core.sampling import UniformAngle, transfer
-from methods.inference.consistency._shared import Distil, Distillation, MultistepConsistency, drawn
+from methods.inference.consistency._objectives import Distillation, drawn
+from methods.inference.consistency._shared import Distil, MultistepConsistency
 from methods.inference.ode_solver.ddim import CHAIN
 from methods.training.guidance.classifier_free_guidance import Guided
 from methods.training.objective.v_prediction import Velocity

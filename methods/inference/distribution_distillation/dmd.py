@@ -19,12 +19,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from methods.core.activation import count
-from methods.core.calibration import FromNoise, Report
+from methods.core.calibration import Phase, Report
 from methods.core.denoiser import Denoiser, Labels, Network, Unguided
+from methods.core.learning import Learner, autocast
+from methods.core.models import Model, TrainingSet
+from methods.core.objective import Regression
 from methods.core.process import like
-from methods.core.recipe import Method, Phase, Recipe, Regression, edit
-from methods.core.run import Learner, Model, TrainingSet, autocast
+from methods.core.recipe import Method, Recipe, edit
 from methods.core.sampling import UniformAngle
+from methods.core.start import FromNoise
 from methods.inference._distillation import (
     PAIRED,
     affordable,

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.core.activation import count
-from methods.core.calibration import Report
+from methods.core.calibration import Calibrated, Report
 from methods.core.denoiser import Remembering
-from methods.core.recipe import Calibrated, Method, Recipe, edit
-from methods.core.run import Model, TrainingSet, encode, network
+from methods.core.models import Model, TrainingSet, encode, network
+from methods.core.recipe import Method, Recipe, edit
 from methods.core.sampling import Solver, UniformAngle
 from methods.core.surgery import Stage, rewrite_path
 from methods.nets.dit import DiT, DiTConfig, modulate

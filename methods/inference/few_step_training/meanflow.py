@@ -19,9 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from methods.core.activation import count
 from methods.core.denoiser import Denoiser, Labels, Network, Unguided
-from methods.core.objective import Coupling, NormalLam, Objective, TimeDensity, UnitOnTarget
+from methods.core.objective import Coupling, Loss, NormalLam, Objective, TimeDensity, UnitOnTarget
 from methods.core.process import Process, like
-from methods.core.recipe import Loss, Method, Recipe, edit
+from methods.core.recipe import Method, Recipe, edit
 from methods.inference.few_step_training._shared import AverageVelocity, Jumps, average_velocity
 from methods.training.flow.flow_matching import StraightPath
 

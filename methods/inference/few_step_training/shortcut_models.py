@@ -19,11 +19,11 @@ from torch import Tensor
 
 from methods.core.activation import count
 from methods.core.denoiser import Denoiser, Labels, Network, Unguided
-from methods.core.objective import Coupling, Objective, TimeDensity, UnitOnTarget
+from methods.core.objective import Coupling, Loss, Objective, TimeDensity, UnitOnTarget
 from methods.core.process import Process, like
-from methods.core.recipe import Loss, Method, Recipe, edit
+from methods.core.recipe import Method, Recipe, edit
 from methods.core.sampling import Grid
-from methods.inference.consistency._shared import Trailing
+from methods.inference.consistency._objectives import Trailing
 from methods.inference.few_step_training._shared import AverageVelocity, Jumps, average_velocity
 from methods.training.flow.flow_matching import StraightPath
 

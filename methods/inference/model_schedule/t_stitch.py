@@ -21,12 +21,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from methods.core.activation import count
-from methods.core.calibration import Report
+from methods.core.calibration import Calibrated, Report
 from methods.core.errors import NothingMatched
-from methods.core.recipe import Calibrated, Method, Recipe, edit
-from methods.core.run import Model, TrainingSet, encode, network, optimise
+from methods.core.learning import optimise
+from methods.core.models import Model, TrainingSet, encode, network
+from methods.core.objective import Regression
+from methods.core.recipe import Method, Recipe, edit
 from methods.core.surgery import Stage
 from methods.nets.dit import DiT, DiTConfig, SelfAttention
+from methods.nets.embedding import Conditioning
 from methods.nets.unet import GROUPS, Level, UNet, UNetConfig
 
 
@@ -49,6 +52,8 @@ def smaller(net: nn.Module, seed: int) -> nn.Module:
             shape = net.stem.in_channels, 1, 1
         case _:
             raise NothingMatched(f"There is no smaller network of the kind of a {type(net).__name__}")
+    if not isinstance(net.conditioning, Conditioning):
+        raise NothingMatched("There is no smaller network of one that is told more than a noise level and a class")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return config.build(shape, net.conditioning.label.num_embeddings - 1).to(next(net.parameters()).device)
@@ -100,4 +105,4 @@ class TStitch(Calibrated):
 
 def t_stitch(share: float = 0.4, fraction: float = 0.5) -> Method:
     """Leave the first `share` of the steps to a small network, trained for `fraction` of the base training."""
-    return edit(transforms=TStitch(share, fraction), needs={"net": (UNetConfig, DiTConfig)})
+    return edit(transforms=TStitch(share, fraction), needs={"net": (UNetConfig, DiTConfig), "loss": Regression})

@@ -17,11 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from methods.core.calibration import Report
+from methods.core.calibration import Calibrated, Report
 from methods.core.denoiser import NULL, Denoiser, Guidance, Labels, Network
-from methods.core.objective import Objective, TimeDensity, Weight
-from methods.core.recipe import Calibrated, Method, Recipe, Regression, edit
-from methods.core.run import Model, TrainingSet, encode, network, optimise
+from methods.core.learning import optimise
+from methods.core.models import Model, TrainingSet, encode, network
+from methods.core.objective import Objective, Regression, TimeDensity, Weight
+from methods.core.recipe import Method, Recipe, edit
 from methods.core.surgery import Stage, rewrite_path
 from methods.inference._distillation import Informed, Telling, affordable
 from methods.nets.embedding import Conditioning, sinusoid

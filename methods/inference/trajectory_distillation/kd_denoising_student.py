@@ -17,13 +17,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from methods.core.activation import count
-from methods.core.calibration import FromNoise, Report
+from methods.core.calibration import Phase, Report
 from methods.core.denoiser import Denoiser, Labels, Network, Unguided
+from methods.core.learning import optimise
+from methods.core.models import Model, TrainingSet
 from methods.core.objective import Objective
 from methods.core.process import like
-from methods.core.recipe import Method, Phase, Recipe, edit
-from methods.core.run import Model, TrainingSet, optimise
+from methods.core.recipe import Method, Recipe, edit
 from methods.core.sampling import UniformAngle
+from methods.core.start import FromNoise
 from methods.inference._distillation import PAIRED, affordable, grid_of, teacher_and_student, teacher_pairs
 from methods.inference.ode_solver.ddim import DDIM
 

@@ -18,12 +18,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from methods.core.activation import count
-from methods.core.calibration import Report
+from methods.core.calibration import Phase, Report
 from methods.core.denoiser import Denoiser, Labels, Network, Unguided
+from methods.core.learning import optimise
+from methods.core.models import Model, TrainingSet, encode, network
 from methods.core.objective import Objective, Weight
 from methods.core.process import like
-from methods.core.recipe import Method, Phase, Recipe, edit
-from methods.core.run import Model, TrainingSet, encode, network, optimise
+from methods.core.recipe import Method, Recipe, edit
 from methods.core.sampling import Grid, UniformAngle, transfer
 from methods.inference.ode_solver.ddim import DDIM
 from methods.training.objective.v_prediction import Velocity

@@ -20,12 +20,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from methods.core.activation import count
-from methods.core.calibration import FromNoise, Report
+from methods.core.calibration import Phase, Report
 from methods.core.denoiser import Denoiser, Labels, Unguided
+from methods.core.learning import Learner, autocast
+from methods.core.models import Model, TrainingSet
 from methods.core.process import like
-from methods.core.recipe import Method, Phase, Recipe, edit
-from methods.core.run import Learner, Model, TrainingSet, autocast
+from methods.core.recipe import Method, Recipe, edit
 from methods.core.sampling import SampleNoise, UniformAngle, transfer
+from methods.core.start import FromNoise
 from methods.inference._distillation import affordable, drawn_labels, grid_of, teacher_and_student
 from methods.inference.ode_solver.ddim import DDIM
 from methods.inference.ode_solver.dpm_solver_pp_2m import DPMSolverPP2M

@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.core.activation import count
-from methods.core.calibration import Report, Start, Starter, descend
+from methods.core.calibration import Report, descend
 from methods.core.denoiser import NULL, Labels
 from methods.core.process import Process, angle
 from methods.core.recipe import Method, edit
 from methods.core.sampling import SampleNoise
+from methods.core.start import Start, Starter
 from methods.nets.autoencoder import VectorVAE, divergence
 
 DEVIATION = 0.25

@@ -1,0 +1,79 @@
+"""Minimising an objective by Adam, with a moving average of the weights. Only here is autocast decided."""
+
+import copy
+from collections.abc import Mapping
+from contextlib import nullcontext
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from methods.core.calibration import Report
+from methods.core.denoiser import Denoiser, Labels, Network
+from methods.core.fit import Fit, Precision
+from methods.core.models import device
+from methods.core.objective import Objective
+
+DTYPES: Mapping[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def quiet(what: str, done: int, total: int, loss: float) -> None:
+    """Report progress to nobody."""
+
+
+def optimise(
+    student: Network, teacher: Denoiser, objective: Objective, x0: Float[Tensor, "n *s"], labels: Labels,
+    fit: Fit, seed: int, report: Report = quiet, what: str = "network",
+) -> nn.Module:  # fmt: skip
+    """Minimise an objective by Adam and return the exponential moving average of the student's network.
+
+    Order of the data and noise come from two generators, so methods that draw noise differently see the same images.
+    """
+    order = torch.Generator().manual_seed(seed)
+    rng = torch.Generator(x0.device).manual_seed(seed + 1)
+    learner = Learner(student.net, fit)
+    queue = torch.empty(0, dtype=torch.long)
+    for i in range(fit.iterations):
+        while len(queue) < fit.batch:
+            queue = torch.cat([queue, torch.randperm(len(x0), generator=order)])
+        batch, queue = queue[: fit.batch].to(x0.device), queue[fit.batch :]
+        with autocast(fit.precision):
+            loss = objective(student, teacher, x0[batch], None if labels is None else labels[batch], rng).mean()
+        learner.step(loss)
+        if (i + 1) % 50 == 0 or i + 1 == fit.iterations:
+            report(what, i + 1, fit.iterations, loss.item())
+    return learner.finished()
+
+
+class Learner:
+    """A network in training: Adam with a linear warm-up, and beside it the moving average of the weights."""
+
+    def __init__(self, net: nn.Module, fit: Fit) -> None:
+        self.net, self.fit, self.done = net.train(), fit, 0
+        self.average = copy.deepcopy(net)
+        self.means: list[Tensor] = [*self.average.parameters()]
+        self.weights: list[Tensor] = [*net.parameters()]
+        self.optimizer = torch.optim.Adam(net.parameters(), lr=fit.learning_rate, fused=True)
+        self.warmup = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda i: min(1.0, (i + 1) / fit.warmup))
+
+    def step(self, loss: Tensor) -> None:
+        """One update along the gradient of a loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.warmup.step()
+        decay = min(self.fit.ema, (1 + self.done) / (10 + self.done))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.means, self.weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        self.done += 1
+
+    def finished(self) -> nn.Module:
+        """The average, which is what ships."""
+        return self.average.eval().requires_grad_(False)
+
+
+def autocast(precision: Precision) -> torch.autocast | nullcontext[None]:
+    """The context in which a network runs at a precision; float32 needs none."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device().type, DTYPES[precision])

@@ -6,9 +6,8 @@ every stage of the teacher sends on: a far better guide than the noise alone, so
 
 Source: Kim et al. 2024 "BK-SDM" (2305.15798): blocks as in BK-SDM-Small (the second residual block of every stage, and
 the middle stage), L_task + L_out + L_feat with unit weights over the ends of all stages, as in the official code.
-Limits: where a stage has one block each way, as on these beds, only the middle stage can go. BK-SDM-Tiny also drops the
-innermost stage, which needs it to be as wide as the one above: here it is twice as wide. Attention stands in the middle
-stage only. Phases that come after this one train the removed blocks in vain.
+Limits: where a stage has one block each way, as here, only the middle stage can go, and all attention with it. BK-SDM-
+Tiny also drops the innermost stage, which must be as wide as the one above. Later phases train removed parts in vain.
 Cost: `fraction` of the base training, with an evaluation of the teacher at every update.
 """
 

@@ -15,7 +15,9 @@ COLUMNS = (4, 5, 6, 8, 10, 16, 20, 32, 64)
 """Evaluations that the tables show; a solver that cannot spend just as many is shown with fewer."""
 NAMES, KEYS = 150, 28
 """Room for labels to the right of the lines: names, or on narrow screens keys."""
-DASHES = ("none", "7 3", "2 3", "9 3 2 3", "4 4")
+HUES = 5
+"""Colours of lines, after which they begin again with another dash."""
+DASHES = ("none", "6 4", "2 3")
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Line:
 
     points: list[Placed]
     label: str
+    hue: int
     dashes: str
     tx: float
     ty: float
@@ -127,8 +130,8 @@ def plot(curves: dict[str, list[Datum]], size: tuple[int, int], keyed: bool) -> 
     drawn = [[place(datum, x, y) for datum in curve] for curve in curves.values()]
     heights = apart([points[-1].y for points in drawn], top, bottom)
     lines = [
-        Line(points, str(key) if keyed else solver, DASHES[key % len(DASHES)], right + 6, height)
-        for key, (solver, points, height) in enumerate(zip(curves, drawn, heights, strict=True), 1)
+        Line(points, str(i + 1) if keyed else solver, i % HUES + 1, DASHES[i // HUES % len(DASHES)], right + 6, height)
+        for i, (solver, points, height) in enumerate(zip(curves, drawn, heights, strict=True))
     ]
     return Plot(width, height, (left, top, right, bottom), x.ticks(), y.ticks(), lines)
 

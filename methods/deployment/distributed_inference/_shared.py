@@ -6,14 +6,14 @@ Images are cut into bands of rows; between layers that mix rows or tokens, a par
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_to_all_single
+from torch.distributed._functional_collectives import AsyncCollectiveTensor, all_to_all_single
 from torch.overrides import TorchFunctionMode
 
 from methods.core.activation import count
@@ -42,6 +42,9 @@ class Parts(ABC):
     def gather(self, mine: Sequence[Tensor]) -> list[Tensor]:
         """For each own part, what all parts have: [parts, *shape]."""
         return self.exchange([[tensor] * self.number for tensor in mine], lambda i: range(self.number))
+
+    def settle(self, travelling: Iterable[Tensor]) -> None:  # noqa: B027 - what is handed over has arrived
+        """Wait for what nobody will look at."""
 
     def split(self, x: Tensor, dim: int) -> tuple[Tensor, ...]:
         """What each own part has of a tensor that holds theirs alone."""
@@ -85,6 +88,11 @@ class AcrossProcesses(Parts):
         senders = [i for i in range(self.number) if me in to(i)]
         coming, going = ([size * (j in known) for j in range(self.number)] for known in (senders, addressed))
         return [all_to_all_single(leaving, coming, going, group).view(len(senders), *shape)]
+
+    def settle(self, travelling: Iterable[Tensor]) -> None:
+        for tensor in travelling:
+            if isinstance(tensor, AsyncCollectiveTensor):
+                tensor.wait()
 
 
 def parts(number: int) -> Parts:

@@ -7,8 +7,9 @@ taken from the step before, and travel while the step is computed. Only the firs
 Source: Li et al. 2024 "DistriFusion" (2402.19481): displaced patch parallelism, with the corrected asynchronous group
 normalisation and the warm-up of the official code.
 Limits: moments give the biased variance of torch's norm, where the official code has the unbiased one. The branches of
-guidance stay in one batch. Needs a sampler that walks the grid in order, and rows that divide at every resolution;
-when the size of the batch changes, a step waits. Without a process group the bands run in turn, and save no time.
+guidance stay in one batch. Steps are calls of the network, so a solver of two evaluations warms up in half of them.
+Needs a sampler that walks the grid in order, and rows that divide at every resolution; a batch of another size than
+the last waits. Without a process group the bands run in turn, and save no time.
 """
 
 from dataclasses import dataclass
@@ -31,13 +32,14 @@ class Displaced(Banded):
 
     def __init__(self, inner: nn.Module, parts: Parts, fresh: int) -> None:
         super().__init__(inner, parts)
-        self.fresh = fresh
-        self.reset()
-
-    def reset(self) -> None:
-        self.calls = 0
+        self.fresh, self.calls = fresh, 0
         self.kept: list[list[Tensor]] = []
         self.sent: list[list[Tensor]] = []
+
+    def reset(self) -> None:
+        for gathered in self.kept:
+            self.parts.settle(gathered)
+        self.calls, self.kept = 0, []
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o g v"]:
         self.sent = []

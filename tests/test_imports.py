@@ -13,6 +13,13 @@ ALLOWED = {
     "methods.core": ("methods.core",),
     "methods.nets": ("methods.core", "methods.nets"),
     "methods.data": ("methods.core", "methods.data"),
+    "methods.checkpoints": (
+        "methods.core",
+        "methods.nets",
+        "methods.training",
+        "methods.baseline",
+        "methods.checkpoints",
+    ),  # fmt: skip
     "methods.measure": ("methods.core", "methods.nets", "methods.data", "methods.measure"),
     **{
         f"methods.{area}": ("methods.core", "methods.nets", "methods.data", *(f"methods.{a}" for a in AREAS))

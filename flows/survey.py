@@ -3,6 +3,7 @@
 python -m flows.survey --bed digits --methods dpm_solver_pp_2m deepcache int8_dynamic
 python -m flows.survey --bed digits --areas inference
 python -m flows.survey
+python -m flows.survey --model google/ddpm-cifar10-32 --methods dpm_solver_pp_2m deepcache int8_dynamic
 """
 
 import sys
@@ -126,6 +127,8 @@ def run(
     areas: Annotated[list[str], Parameter(consume_multiple=True)] = [],
     budget: float = 1.0,
     blocks: int | None = None,
+    model: str | None = None,
+    samples: int = 8,
 ) -> None:
     """Run a survey.
 
@@ -136,8 +139,13 @@ def run(
     areas: measure every technique of these areas, one by one
     budget: share of the bed's training iterations; below 1 is a quick look, kept apart from the results
     blocks: how many of the bed's sampling seeds to use; all of them by default
+    model: instead of a bed, a checkpoint of diffusers: a folder, or owner/name on the hub; without methods, every
+        technique that applies, one by one
+    samples: of a model: how many to draw in each block
     """
     chosen, parameters = parse(methods)
+    if model is not None:
+        return of_model(model, {id: parameters.get(id, {}) for id in chosen}, samples, blocks)
     for one in requests(Request(bed, tuple(chosen), parameters, Effort(budget, blocks)), areas):
         one.study()
     given = settings(parameters)
@@ -146,6 +154,18 @@ def run(
             print(path)
     except FailedRun as error:
         sys.exit(str(error))
+
+
+def of_model(model: str, methods: dict[str, dict[str, float]], samples: int, blocks: int | None) -> None:
+    """Measure techniques on a checkpoint, and say where records and page are."""
+    from flows.checkpoints import BLOCKS  # diffusers takes seconds to import, and only checkpoints need it
+    from flows.checkpoints import survey as survey_model
+
+    found = survey_model(model, methods, samples=samples, blocks=blocks or BLOCKS)
+    for path in [*found.records, found.page.resolve().as_uri()]:
+        print(path)
+    if found.failed:
+        sys.exit("\n".join(found.failed))
 
 
 if __name__ == "__main__":

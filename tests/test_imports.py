@@ -19,7 +19,7 @@ ALLOWED = {
         "methods.training",
         "methods.baseline",
         "methods.checkpoints",
-    ),  # fmt: skip
+    ),
     "methods.measure": ("methods.core", "methods.nets", "methods.data", "methods.measure"),
     **{
         f"methods.{area}": ("methods.core", "methods.nets", "methods.data", *(f"methods.{a}" for a in AREAS))

@@ -208,15 +208,16 @@ def costs(ready: Ready, notes: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def bed_of(checkpoint: Checkpoint, n: int, blocks: int) -> Bed:
     """What a checkpoint says of itself, in the place of a test bed."""
     folder = Path(checkpoint.name).expanduser()
-    name = re.sub(r"\W+", "_", (folder.resolve().name if folder.is_dir() else checkpoint.name).lower()).strip("_")
+    title = folder.resolve().name if folder.is_dir() else checkpoint.name
+    name = re.sub(r"\W+", "_", title.lower()).strip("_")
     config = checkpoint.config
     levels, depth = getattr(config, "multipliers", (1,)), getattr(config, "blocks", None) or getattr(config, "depth", 1)
     return Bed(
         name=name if name[:1].isalpha() else f"model_{name}",
-        title=checkpoint.name,
+        title=title,
         role="A model that somebody already has.",
         data="none: what it was trained on is not here",
-        source=f"{checkpoint.name}, {checkpoint.kind}, weights {config.weights}",
+        source=f"{title}, {checkpoint.kind}, weights {config.weights}",
         license="that of the checkpoint",
         scale="paper",
         shape=checkpoint.shape,
@@ -390,7 +391,7 @@ def facts(bench: Bench) -> dict[str, str]:
     own, schedule = bench.checkpoint, bench.checkpoint.schedule
     clipped = "no" if schedule.space.bounds is None else "to {:g} and {:g}".format(*schedule.space.bounds)
     return {
-        "Checkpoint": own.name,
+        "Read from": own.name,
         "Network": f"{own.kind}, samples of {' x '.join(map(str, own.shape))}",
         "Classes": str(own.classes) if own.classes else "none",
         "Predicts": type(schedule.parameterization).__name__.lower(),

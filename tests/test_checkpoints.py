@@ -1,9 +1,12 @@
 """Checkpoints of diffusers: read without loss, sampled as diffusers samples them, and judged by their own output."""
 
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -18,21 +21,31 @@ from diffusers import (
 )
 from torch import Tensor
 
+import flows.checkpoints as flow
+from catalog import Cell
+from flows.records import SCHEMA, read_json
+from flows.study import main
+from flows.survey import app
 from methods.checkpoints.errors import Unusable
 from methods.checkpoints.folder import Checkpoint, read
-from methods.checkpoints.schedule import Discrete, Trailing, schedule_of
+from methods.checkpoints.schedule import Discrete, schedule_of
 from methods.core import run
 from methods.core.activation import tallied
 from methods.core.errors import Conflict
 from methods.core.models import device
-from methods.core.process import lam_of_angle
-from methods.core.recipe import compose
+from methods.core.process import Process, lam_of_angle
+from methods.core.recipe import Recipe, compose
+from methods.core.sampling import Grid, SampleNoise
+from methods.core.start import PureNoise
 from methods.data import load
 from methods.inference.feature_caching.deepcache import deepcache
 from methods.inference.feature_caching.fora import fora
 from methods.inference.ode_solver.ddim import ddim
 from methods.inference.token_reduction.tome_sd import tome_sd
+from methods.measure.activation import fired
+from methods.measure.quality import paired_fidelity
 
+ROOT = Path(__file__).parents[1]
 CHAIN = 50
 SCHEDULES: dict[str, dict[str, Any]] = {
     "linear": {"beta_schedule": "linear", "beta_start": 2e-3, "beta_end": 0.2},
@@ -111,6 +124,29 @@ def with_dit(folders: Path) -> Checkpoint:
     return read(str(folders / "dit"))
 
 
+@dataclass(frozen=True)
+class Timesteps(Grid):
+    """Steps at timesteps of the chain, `trailing` as in diffusers, where their number divides the chain."""
+
+    def __call__(self, process: Process, steps: int) -> Tensor:
+        scheduler = DDIMScheduler(num_train_timesteps=CHAIN, timestep_spacing="trailing")
+        scheduler.set_timesteps(steps)
+        assert isinstance(process, Discrete) and CHAIN % steps == 0
+        return process.times[[*(int(k) + 1 for k in scheduler.timesteps), 0]]
+
+
+class UnitNoise(PureNoise):
+    """x = eps, as pipelines begin."""
+
+    def forward(self, process: Process, times: Tensor, shape: tuple[int, ...], labels: Any, noise: SampleNoise) -> Any:
+        return noise(shape), times
+
+
+def as_piped(checkpoint: Checkpoint, steps: int) -> Recipe:
+    """The checkpoint's baseline at the timesteps of diffusers' pipelines."""
+    return replace(checkpoint.recipe(steps), grid=Timesteps())
+
+
 def saved(root: Path, net: Any, scheduler: Any) -> str:
     DDPMPipeline(net, scheduler).save_pretrained(root)
     return str(root)
@@ -118,6 +154,8 @@ def saved(root: Path, net: Any, scheduler: Any) -> str:
 
 def sampled(checkpoint: Checkpoint, recipe: Any, labels: Tensor | None = None) -> Tensor:
     deployed = run.deploy(recipe, checkpoint.model(recipe))
+    if isinstance(recipe.grid, Timesteps):
+        deployed.model.starter = UnitNoise()
     return run.generate(
         recipe, deployed, torch.zeros(len(SEEDS), dtype=torch.long) if labels is None else labels, SEEDS
     )
@@ -168,21 +206,6 @@ def test_a_network_is_told_the_timestep_itself_and_fractions_between(with_unet: 
     assert torch.allclose(told(between), torch.arange(CHAIN - 1) + 0.25, atol=2e-3)
     assert told(torch.zeros(1)) == 0
     assert lam_of_angle(process.angle(process.times[-1])).item() == pytest.approx(process.lam_start)
-
-
-@pytest.mark.parametrize("steps", [1, 7, 10, 25, CHAIN])
-def test_steps_trail_as_in_diffusers(steps: int) -> None:
-    scheduler = DDIMScheduler(num_train_timesteps=CHAIN, timestep_spacing="trailing")
-    scheduler.set_timesteps(steps)
-    process = Discrete.of(scheduler.alphas_cumprod)
-    times = Trailing()(process, steps)
-    assert torch.equal((times[:-1] * CHAIN).round().long() - 1, torch.as_tensor(scheduler.timesteps))
-    assert times[-1] == 0
-
-
-def test_more_steps_than_the_chain_has_are_refused() -> None:
-    with pytest.raises(Conflict, match="50 timesteps, and 51 steps"):
-        Trailing()(schedule_of(ddpm()).process, CHAIN + 1)
 
 
 # Networks -------------------------------------------------------------------------------------------------------------
@@ -258,7 +281,7 @@ def test_the_baseline_is_diffusers_ddim_pipeline_from_the_same_noise(
     pipeline = DDIMPipeline.from_pretrained(folders / "unet", low_cpu_mem_usage=False)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
     theirs = piped(pipeline, num_inference_steps=steps, use_clipped_model_output=True)
-    ours = sampled(with_unet, with_unet.recipe(steps))
+    ours = sampled(with_unet, as_piped(with_unet, steps))
     assert torch.allclose(ours.clamp(-1, 1), theirs, atol=5e-5), (ours.clamp(-1, 1) - theirs).abs().max()
     assert ours.std() > 0.3
 
@@ -270,7 +293,7 @@ def test_ancestral_sampling_is_diffusers_ddpm_pipeline_from_the_same_noise(name:
     net = trained(unet(), scheduler, iterations=8)
     checkpoint = read(saved(tmp_path, net, scheduler))
     theirs = piped(DDPMPipeline(net, scheduler), num_inference_steps=CHAIN)
-    ours = sampled(checkpoint, compose(checkpoint.recipe(CHAIN), ddim(steps=CHAIN, eta=1.0)))
+    ours = sampled(checkpoint, compose(as_piped(checkpoint, CHAIN), ddim(steps=CHAIN, eta=1.0)))
     assert torch.allclose(ours.clamp(-1, 1), theirs, atol=1e-4), (ours.clamp(-1, 1) - theirs).abs().max()
 
 
@@ -285,7 +308,7 @@ def test_every_prediction_is_understood(kind: str, zero_snr: bool, clip: bool, t
     checkpoint = read(saved(tmp_path, net, scheduler))
     ddim_scheduler = DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing")
     theirs = piped(DDIMPipeline(net, ddim_scheduler), num_inference_steps=10, use_clipped_model_output=True)
-    ours = sampled(checkpoint, checkpoint.recipe(10)).clamp(-1, 1)
+    ours = sampled(checkpoint, as_piped(checkpoint, 10)).clamp(-1, 1)
     assert torch.allclose(ours, theirs, atol=1e-4), (ours - theirs).abs().max()
     assert checkpoint.schedule.space.bounds == ((-1.5, 1.5) if clip else None)
 
@@ -300,7 +323,7 @@ def test_a_transformer_is_sampled_as_diffusers_scheduler_samples_it(folders: Pat
         for t in scheduler.timesteps:
             predicted = net(x, timestep=t.expand(4), class_labels=labels).sample[:, :1]
             x = scheduler.step(predicted, t, x).prev_sample
-    ours = sampled(with_dit, with_dit.recipe(10), labels)
+    ours = sampled(with_dit, as_piped(with_dit, 10), labels)
     assert torch.allclose(ours, x, atol=1e-4), (ours - x).abs().max()
 
 
@@ -420,3 +443,154 @@ def test_a_folder_without_parts_is_read_as_one_with_parts(plain_folder: Path) ->
         found = read(str(plain_folder))
         assert found.config == expected.config and found.schedule == expected.schedule
     assert next(found.net.parameters()).device.type in ("cpu", device().type)
+
+
+# Surveys of a model ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_steps() -> Iterator[None]:
+    """A baseline of six steps, and end points of twelve."""
+    with pytest.MonkeyPatch.context() as patch:
+        short = flow.KNOWN.baseline.model_copy(update={"steps": 6})
+        patch.setattr(flow, "KNOWN", replace(flow.KNOWN, baseline=short))
+        patch.setattr(flow, "REFERENCE_STEPS", 12)
+        yield
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds a site already."""
+    folder = tmp_path_factory.mktemp("public")
+    (folder / "index.html").write_text("the site")
+    return folder
+
+
+def surveyed(model: Path, methods: list[str], root: Path, out: Path) -> tuple[dict[str, Any], flow.Surveyed]:
+    found = flow.survey(str(model), {id: {} for id in methods}, samples=3, blocks=2, root=root, out=out)
+    (path,) = found.records
+    return read_json(path), found
+
+
+@pytest.mark.parametrize(
+    ("model", "methods"),
+    [("unet", ["dpm_solver_pp_2m", "deepcache", "int8_dynamic"]), ("unet", ["tome_sd", "weight_only_int8_int4"]),
+     ("dit", ["fora", "tome_sd", "int8_dynamic"]), ("dit", [])],
+    ids=lambda given: "+".join(given) if isinstance(given, list) else given,
+)  # fmt: skip
+def test_a_survey_leaves_a_record_like_all_others_and_a_page(
+    model: str, methods: list[str], folders: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not methods:
+        monkeypatch.setattr(flow.Bench, "alone", lambda bench: ([bench.study({})], {"gits": "It needs data."}))
+    written, found = surveyed(folders / model, methods, tmp_path, out)
+    assert found.records == [tmp_path / model / f"{'+'.join(sorted(methods)) or 'baseline'}.json"] and not found.failed
+    committed = read_json(ROOT / "results" / "digits" / "deepcache.json")
+    assert written.keys() == committed.keys() and written["status"] == "ok" and written["schema"] == SCHEMA
+    subject, like = written["cells"][written["default"]], next(iter(committed["cells"].values()))
+    assert subject.keys() == like.keys() and subject["cost"].keys() == like["cost"].keys()
+    assert subject["metrics"]["fidelity"].keys() == like["metrics"]["fidelity"].keys()
+    assert set(subject["metrics"]) == {"fidelity"} and subject["metrics"]["fidelity"]["blocks"] == 2
+    for id in methods:
+        assert fired(subject["counters"], flow.KNOWN.techniques[id].counters), id
+    control = written["cells"][written["control"]]
+    assert control["cost"]["evaluations"] == 6 and control["cost"]["macs"] > 0
+    for axis in ("evaluations", "macs"):
+        equal = written[f"equal_{axis}"]
+        assert (equal["cell"] in written["cells"] and bool(methods)) or equal["reason"]
+    machine = read_json(tmp_path / model / f"{written['id']}.cost.json")
+    assert (machine["timing"] is None) == (not methods)
+    page = found.page.read_text()
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids)) and ("What does not apply" in page) == (not methods or len(ids) > 0)
+    for href in re.findall(r'(?:href|src)="(\.\./(?:data|static)/[^"#]+)"', page):
+        assert (found.page.parent / unquote(href)).exists() or href.startswith("../data/index"), href
+    assert str(folders) in page and "None" not in re.sub(r"<[^>]+>", "", page)
+
+
+def test_a_survey_is_not_measured_twice_and_measures_the_same(folders: Path, out: Path, tmp_path: Path) -> None:
+    first, _ = surveyed(folders / "unet", ["deepcache"], tmp_path / "a", out)
+    drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*.safetensors")}
+    again, _ = surveyed(folders / "unet", ["deepcache"], tmp_path / "a", out)
+    assert again == first and drawn == {path: path.stat().st_mtime_ns for path in drawn}
+    elsewhere, _ = surveyed(folders / "unet", ["deepcache"], tmp_path / "b", out)
+    assert elsewhere == first
+
+
+def test_fidelity_is_the_distance_to_the_models_own_end_points(with_unet: Checkpoint, folders: Path) -> None:
+    """The many-step cell itself has none, and more steps of the baseline have less."""
+    bench = flow.Bench.of(str(folders / "unet"), 3, 2, Path("nowhere"))
+    plain = flow.as_model(bench.study({}).subject)
+    end = flow.Ready(flow.many_steps(plain)).draw(plain.labels)
+    errors = [
+        paired_fidelity(flow.Ready(flow.as_model(plain.of(Cell(methods={}, steps=steps)))).draw(plain.labels), end)
+        for steps in (2, 5, 25)
+    ]
+    assert errors[0] > errors[1] > errors[2] > 0
+
+
+@pytest.mark.parametrize("model", ["unet", "dit"])
+def test_every_technique_fires_on_a_checkpoint_or_says_why_it_cannot(model: str, folders: Path) -> None:
+    bench = flow.Bench.of(str(folders / model), 3, 2, Path("nowhere"))
+    applicable, refused = bench.alone()
+    assert {this.id for this in applicable} | refused.keys() == flow.KNOWN.techniques.keys()
+    assert all(why.count(". ") == 0 and why.endswith(".") and id in why for id, why in refused.items())
+    for this in applicable:
+        ready = flow.Ready(flow.as_model(this.subject))
+        with tallied() as counted:
+            drawn = ready.draw(ready.spec.labels)
+        assert drawn.isfinite().all(), this.id
+        assert fired(counted, flow.KNOWN.techniques[this.id].counters), this.id
+
+
+@pytest.mark.parametrize(
+    ("model", "id", "because"),
+    [("unet", "v_prediction", "takes a training of its own"), ("unet", "guidance_interval", "takes a training"),
+     ("unet", "progressive_distillation", "trains the network further"), ("unet", "es_ddpm", "fitted to training data"),
+     ("unet", "q_diffusion", "fitted to training data"), ("unet", "gits", "fitted to training data"),
+     ("unet", "gotta_go_fast", "draws fresh noise"), ("unet", "fora", "DiTConfig"), ("dit", "deepcache", "UNetConfig")],
+)  # fmt: skip
+def test_what_cannot_apply_says_why(model: str, id: str, because: str, folders: Path, tmp_path: Path) -> None:
+    with pytest.raises(Conflict, match=because):
+        flow.survey(str(folders / model), {id: {}}, root=tmp_path, out=tmp_path)
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_what_finds_nothing_is_a_record_with_its_reason(out: Path, tmp_path: Path) -> None:
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "add_attention": False}
+    model = Path(saved(tmp_path / "without attention", unet(**blocks), ddpm()))
+    written, found = surveyed(model, ["tome_sd"], tmp_path / "models", out)
+    assert written["status"] == "failed" and "holds no self-attention" in found.failed[0]
+    assert found.page.name == "without_attention.html" and "holds no self-attention" in found.page.read_text()
+
+
+def test_the_command_line_surveys_a_model_and_answers_in_a_sentence(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+
+    def survey(*given: Any, **options: Any) -> flow.Surveyed:
+        asked.append((given, options))
+        return flow.Surveyed([tmp_path / "deepcache.json"], tmp_path / "model.html", [])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(flow, "survey", survey)
+        command = [
+            "--model",
+            str(folders / "unet"),
+            "--methods",
+            "deepcache(period=5)",
+            "--samples",
+            "4",
+            "--blocks",
+            "3",
+        ]
+        main(app, command)
+    assert asked == [((str(folders / "unet"), {"deepcache": {"period": 5.0}}), {"samples": 4, "blocks": 3})]
+    assert "deepcache.json" in capsys.readouterr().out
+    for command in (["--model", str(tmp_path / "nowhere")], ["--model", str(folders / "unet"), "--methods", "fora"]):
+        with pytest.raises(SystemExit) as left:
+            main(app, command)
+        assert left.value.code == 2
+        said = capsys.readouterr().err.strip()
+        assert said and "\n" not in said

@@ -98,7 +98,7 @@ class Shown(Measured):
         return Entry(
             id, known,
             replace(
-                found, bed=part, charts=[], pays_back=None, pictures=pictures, path=quote(found.path or ""),
+                found, bed=part, charts=[], faith=None, pays_back=None, pictures=pictures, path=quote(found.path or ""),
                 seeds={kind: seeds for kind, seeds in found.seeds.items() if seeds},
             ),
         )  # fmt: skip

@@ -23,7 +23,7 @@ from methods.baseline import baseline
 from methods.checkpoints import dit2d, unet2d
 from methods.checkpoints.dit2d import DiT2D
 from methods.checkpoints.errors import Unusable
-from methods.checkpoints.schedule import Schedule, Trailing, UnitNoise, schedule_of
+from methods.checkpoints.schedule import Schedule, schedule_of
 from methods.checkpoints.unet2d import UNet2D
 from methods.core.fit import Fit
 from methods.core.models import Model, build_parts, device
@@ -52,12 +52,14 @@ class Checkpoint:
     classes: int
 
     def recipe(self, steps: int) -> Recipe:
-        """The baseline with this network: DDIM along its own timesteps, as diffusers' pipeline samples it."""
+        """The baseline of this survey with this network and its schedule."""
         own = self.schedule
         return replace(
-            baseline(self.config, Fit(1), steps), process=own.process, parameterization=own.parameterization,
-            space=own.space, start=UnitNoise(), grid=Trailing(),
-        )  # fmt: skip
+            baseline(self.config, Fit(1), steps),
+            process=own.process,
+            parameterization=own.parameterization,
+            space=own.space,
+        )
 
     def model(self, recipe: Recipe) -> Model:
         """The model as a recipe ships it: with the transforms that change its weights."""

@@ -4,11 +4,11 @@ A schedule gives the signal left at T timesteps. Here timestep k is the time (k 
 noise level runs straight in the angle u = 2/pi atan(sigma / alpha): exact at every timestep, and finite from clean data
 to a schedule that ends without any signal, where log-SNR is not.
 
-Source: Ho et al. 2020 (2006.11239), eq. 4, for alpha^2 = prod (1 - beta); Lin et al. 2024 (2305.08891), table 2, for
-the trailing steps and algorithm 1 for schedules that end without signal; both as diffusers' schedulers have them.
-Limits: below the first timestep, whose noise is small and not zero, a network is told the first timestep. Chains end at
-zero noise, also where `set_alpha_to_one` is false. Estimates are clipped before the noise is taken from them, which is
-`use_clipped_model_output=True` in diffusers.
+Source: Ho et al. 2020 (2006.11239), eq. 4, for alpha^2 = prod (1 - beta); Lin et al. 2024 (2305.08891), algorithm 1,
+for schedules that end without signal; both as diffusers' schedulers compute them.
+Limits: below the first timestep, whose noise is small and not zero, a network is told the first timestep. Chains begin
+at sigma eps, where diffusers' pipelines begin at eps, and end at zero noise, also where `set_alpha_to_one` is false.
+Estimates are clipped before the noise is taken from them, which is `use_clipped_model_output=True` in diffusers.
 """
 
 import math
@@ -23,12 +23,8 @@ from torch import Tensor, nn
 
 from methods.checkpoints.errors import Unusable
 from methods.core.codec import Codec, Identity, Space
-from methods.core.denoiser import Labels
-from methods.core.errors import Conflict
 from methods.core.parameterization import Clean, Noise, Parameterization
 from methods.core.process import Process, angle
-from methods.core.sampling import Grid, SampleNoise
-from methods.core.start import Start, Starter
 from methods.training.objective.v_prediction import Velocity
 
 PREDICTS: Mapping[str, Parameterization] = {"epsilon": Noise(), "sample": Clean(), "v_prediction": Velocity()}
@@ -93,36 +89,6 @@ class Timestep(nn.Module):
     def forward(self, u: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
         steps = torch.arange(len(self.levels), dtype=torch.float64) - 1
         return interpolate(u.float(), self.levels.double(), steps).clamp(min=0).float()
-
-
-@dataclass(frozen=True)
-class Trailing(Grid):
-    """Timesteps that the network was trained on, evenly spaced from the last one, and then zero noise."""
-
-    def __call__(self, process: Process, steps: int) -> Float[Tensor, "n"]:
-        assert isinstance(process, Discrete), "a checkpoint's own timesteps belong to its own schedule"
-        chain = len(process.angles)
-        if steps > chain:
-            raise Conflict(f"The checkpoint was trained on {chain} timesteps, and {steps} steps do not fit into them.")
-        places = torch.arange(steps, -1, -1, dtype=torch.float64) * (chain / steps)
-        return process.times[places.round().long()]
-
-
-class Unscaled(Starter):
-    """x = eps, as diffusers' pipelines begin: at the end of a schedule sigma is nearly one."""
-
-    def forward(
-        self, process: Process, times: Float[Tensor, "n"], shape: tuple[int, ...], labels: Labels, noise: SampleNoise
-    ) -> tuple[Float[Tensor, "b *s"], Float[Tensor, "m"]]:
-        return noise(shape), times
-
-
-@dataclass(frozen=True)
-class UnitNoise(Start):
-    """The whole chain, from noise of variance one."""
-
-    def build(self, shape: tuple[int, ...], classes: int) -> Unscaled:
-        return Unscaled()
 
 
 @dataclass(frozen=True)

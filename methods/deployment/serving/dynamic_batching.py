@@ -4,8 +4,8 @@ A call on eight samples takes less time than eight calls, so a server that has s
 together. A step needs only x_t and t, which differ from row to row; so a request need not wait until others are done,
 but joins them at the next step.
 
-Source: Crankshaw et al. 2017 "Clipper" (1612.03079), section 4.3: batches of whole requests up to a size, and a delay
-for them to fill; Yu et al. 2022 "Orca" (OSDI), iteration-level scheduling, for joining between steps.
+Source: Crankshaw et al. 2017 "Clipper" (1612.03079), batches of whole requests up to a size, and a delay for them to
+fill; Yu et al. 2022 "Orca" (OSDI), iteration-level scheduling, for joining between steps.
 Limits: steps of deterministic DDIM; all requests take the same steps at the same size. The size of the batch is given,
 not adapted to a bound on latency as in Clipper. As a sampler, requests arrive on a clock that counts calls, so that it
 is the same on every machine; for time by the clock there is a server in `_server.py`.

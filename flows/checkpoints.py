@@ -27,7 +27,7 @@ from flows.forms import KNOWN
 from flows.home import PUBLIC, RESULTS, WORK
 from flows.picture import png
 from flows.progress import Display, shown
-from flows.records import SCHEMA, provenance, read_json, write_bytes, write_json
+from flows.records import SCHEMA, FileProblem, provenance, read_json, write_bytes, write_json
 from flows.rendering import render
 from flows.rendering.checkpoint import MANY_STEPS, Shown, publish
 from flows.score import COUNTED, REFERENCE_STEPS, find_cell, metric
@@ -309,6 +309,8 @@ def measure(specs: Iterable[Spec], bench: Bench, known: dict[str, Any]) -> str |
             with shown(spec.name, effort(spec)) as report:
                 known[spec.name] = evaluate(spec, bench.place, report)
         except CANNOT as error:
+            if isinstance(error, FileProblem):
+                raise
             reason = f"{spec.name}: {error}"
     return reason
 

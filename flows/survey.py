@@ -116,6 +116,9 @@ def requests(asked: Request, areas: list[str]) -> list[Request]:
     return [replace(asked, methods=() if id == BASELINE else (id,)) for id in chosen]
 
 
+MODEL = """Instead of a bed, a checkpoint of diffusers: a folder, or owner/name on the hub. Without methods, every technique
+that applies, one by one."""
+
 app = cyclopts.App(name="python -m flows.survey", help=__doc__, help_format="plaintext")
 
 
@@ -127,8 +130,8 @@ def run(
     areas: Annotated[list[str], Parameter(consume_multiple=True)] = [],
     budget: float = 1.0,
     blocks: int | None = None,
-    model: str | None = None,
-    samples: int = 8,
+    model: Annotated[str | None, Parameter(help=MODEL)] = None,
+    samples: Annotated[int, Parameter(help="Of a model: how many to draw in each block.")] = 8,
 ) -> None:
     """Run a survey.
 
@@ -139,12 +142,11 @@ def run(
     areas: measure every technique of these areas, one by one
     budget: share of the bed's training iterations; below 1 is a quick look, kept apart from the results
     blocks: how many of the bed's sampling seeds to use; all of them by default
-    model: instead of a bed, a checkpoint of diffusers: a folder, or owner/name on the hub; without methods, every
-        technique that applies, one by one
-    samples: of a model: how many to draw in each block
     """
     chosen, parameters = parse(methods)
     if model is not None:
+        if areas or budget != 1:
+            raise CatalogError("A model has no training to scale, and its techniques are chosen with --methods alone.")
         return of_model(model, {id: parameters.get(id, {}) for id in chosen}, samples, blocks)
     for one in requests(Request(bed, tuple(chosen), parameters, Effort(budget, blocks)), areas):
         one.study()

@@ -587,7 +587,12 @@ def test_the_command_line_surveys_a_model_and_answers_in_a_sentence(
         assert left.value.code == 0
     assert asked == [((str(folders / "unet"), {"deepcache": {"period": 5.0}}), {"samples": 4, "blocks": 3})]
     assert "deepcache.json" in capsys.readouterr().out
-    for command in (["--model", str(tmp_path / "nowhere")], ["--model", str(folders / "unet"), "--methods", "fora"]):
+    scaled = ["--model", str(folders / "unet"), "--budget", "0.1"]
+    for command in (
+        scaled,
+        ["--model", str(tmp_path / "nowhere")],
+        ["--model", str(folders / "unet"), "--methods", "fora"],
+    ):
         with pytest.raises(SystemExit) as left:
             main(app, command)
         assert left.value.code == 2

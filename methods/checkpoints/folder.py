@@ -99,7 +99,7 @@ def located(name: str, patterns: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=[*patterns]))
     except (OSError, ValueError, httpx.HTTPError) as error:
-        why = " ".join(str(error).split())[:200].rstrip(".")
+        why = str(error).strip().partition("\n")[0][:200].rstrip(".: ")
         raise Unusable(
             f"There is no folder {name}, and the hub did not give {name} ({why}): give a folder that holds it."
         ) from error

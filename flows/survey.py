@@ -116,8 +116,10 @@ def requests(asked: Request, areas: list[str]) -> list[Request]:
     return [replace(asked, methods=() if id == BASELINE else (id,)) for id in chosen]
 
 
-MODEL = """Instead of a bed, a checkpoint of diffusers: a folder, or owner/name on the hub. Without methods, every technique
-that applies, one by one."""
+MODEL = (
+    "Instead of a bed, a checkpoint of diffusers: a folder, or owner/name on the hub. Without methods, every technique "
+    "that applies, one by one."
+)
 
 app = cyclopts.App(name="python -m flows.survey", help=__doc__, help_format="plaintext")
 

@@ -25,6 +25,7 @@ from methods.core.recipe import ADDITIVE, TRAINING, Method, Recipe, compose
 from methods.core.sampling import SampleNoise, Solver
 from methods.core.surgery import Transform
 from methods.deployment.pruning import diff_pruning
+from methods.deployment.runtime import torch_compile
 from methods.inference.feature_caching.deepcache import DeepCache
 from methods.inference.ode_solver.ddim import StochasticDDIM
 from methods.nets.unet import UNetConfig
@@ -61,10 +62,11 @@ def members(slot: str) -> dict[str, object]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def few_levels() -> Iterator[None]:
-    """Pruning listens to three noise levels instead of a hundred."""
+def less_work() -> Iterator[None]:
+    """Pruning listens to three noise levels instead of a hundred; graphs are read from code, but run as they are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diff_pruning, "LEVELS", 3)
+        patch.setattr(torch_compile, "BACKEND", "aot_eager")
         yield
 
 

@@ -87,8 +87,10 @@ class Timestep(nn.Module):
         self.register_buffer("levels", process.levels.float(), persistent=False)
 
     def forward(self, u: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
-        steps = torch.arange(len(self.levels), dtype=torch.float64) - 1
-        return interpolate(u.float(), self.levels.double(), steps).clamp(min=0).float()
+        """As many steps of the schedule as lie below u, the last one in part; written so that any exporter reads it."""
+        below, widths = self.levels[:-1].double(), self.levels.double().diff().clamp(min=1e-12)
+        passed = ((u.double()[:, None] - below) / widths).clamp(0, 1).sum(1)
+        return (passed - 1).clamp(min=0).float()
 
 
 @dataclass(frozen=True)

@@ -66,14 +66,13 @@ def exported(part: nn.Module, inputs: Sequence[Tensor]) -> bytes:
 
 def trace(part: nn.Module, inputs: Sequence[Tensor]) -> onnx.ModelProto:
     """The graph, as Dynamo reads it from the code. What the code counts is left out of it."""
-    rows = Dim("rows", min=1)
     with (
         torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings(),
         torch._dynamo.config.patch(ignore_logging_functions={count}),
     ):  # fmt: skip
         warnings.simplefilter("ignore")  # torch's exporter speaks of parts of itself
         example = tuple(torch.zeros(ROWS, *x.shape[1:], dtype=x.dtype, device=x.device) for x in inputs)
-        program = torch.export.export(part, example, dynamic_shapes=({0: rows},) * len(example), strict=True)
+        program = torch.export.export(part, example, dynamic_shapes=({0: Dim.AUTO},) * len(example), strict=True)
         found = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
     assert found is not None
     return found.model_proto

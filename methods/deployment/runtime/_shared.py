@@ -52,7 +52,7 @@ def hand_over(module: nn.Module, fit: Callable[[nn.Module], bool], give: Callabl
     module, given = copy.deepcopy(module), []
 
     def visit(part: nn.Module, inside: bool) -> nn.Module:
-        own = type(part).__module__.startswith("methods.nets.")
+        own = type(part).__module__.startswith(("methods.nets.", "methods.checkpoints."))
         if (own or (inside and isinstance(part, nn.Sequential))) and fit(part):
             given.append(give(part))
             return given[-1]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.core.activation import count
+from methods.core.errors import NothingMatched
 from methods.core.recipe import Method, edit
 from methods.core.surgery import Stage, Transform
 from methods.deployment.runtime._onnx import exported, hand_over_as_graph
@@ -47,7 +48,11 @@ class InOpenVINO(Handed):
         kind = tuple(x.shape[1:] for x in inputs)
         if kind not in self.requests:
             self.requests[kind] = request(exported(self.hidden[0], inputs))
-        found = self.requests[kind].infer([x.cpu().numpy() for x in inputs], share_outputs=False)
+        try:
+            found = self.requests[kind].infer([x.cpu().numpy() for x in inputs], share_outputs=False)
+        except RuntimeError as error:
+            why = str(error).strip().splitlines()[-1].strip()
+            raise NothingMatched(f"openvino cannot run a {type(self.hidden[0]).__name__}: {why}") from error
         count("requests_run")
         return torch.from_numpy(found[0]).to(inputs[0].device)
 

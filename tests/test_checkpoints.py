@@ -97,6 +97,10 @@ def ddpm(**config: Any) -> Any:
     return DDPMScheduler(num_train_timesteps=CHAIN, **config)
 
 
+BEYOND = ("distrifusion", "openvino")
+"""Techniques that find nothing to work on in the networks of diffusers; the list may only shrink."""
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two trained checkpoints in the hub's format."""
@@ -546,8 +550,8 @@ def test_every_technique_fires_on_a_checkpoint_or_says_why_it_cannot(model: str,
         try:
             with tallied() as counted:
                 drawn = ready.draw(ready.spec.labels)
-        except NothingMatched as why:
-            assert this.id in str(why)
+        except NothingMatched:
+            assert this.id in BEYOND
             continue
         assert drawn.isfinite().all(), this.id
         assert fired(counted, flow.KNOWN.techniques[this.id].counters), this.id

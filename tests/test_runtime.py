@@ -311,7 +311,7 @@ def fresh_compiler() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_code_is_read_once_for_one_row_and_once_for_more() -> None:
+def test_code_is_read_for_one_row_for_few_and_for_many_and_no_more() -> None:
     read: list[int] = []
     plain = torch_compile.counted
 
@@ -321,9 +321,9 @@ def test_code_is_read_once_for_one_row_and_once_for_more() -> None:
 
     handed = torch_compile.Compiled(network("unet"))
     handed.graphs = torch.compile(handed.hidden[0].forward, backend=reading)
-    for rows in (3, 7, 1, 64, 1, 2):
+    for rows in (3, 7, 1, 64, 1, 2, 33, 16, 8, 5):
         answer(handed, asked(rows))
-    assert len(read) == 2
+    assert 2 <= len(read) <= 3
 
 
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")

@@ -5,9 +5,9 @@ sampler stays as it is, and so does whatever remembers features: the parts of a 
 
 Source: Ansel et al. 2024 "PyTorch 2" (ASPLOS 2024), sections 3 and 4 (TorchDynamo, TorchInductor); Reed et al. 2022
 "torch.fx" (2112.08429), the representation of the graphs.
-Limits: the number of rows is open from the start, so that there are two compilations, for one row and for more, and a
-sample does not depend on which came first; shapes are fixed otherwise. Quantized weights are compiled where PyTorch's
-own library makes them. A transformer's graph is broken in two where the network counts its tokens.
+Limits: the number of rows stays open, so that code is compiled two or three times (for one row, for few, for many) and
+not for every batch; other shapes are fixed. Quantized weights are compiled where PyTorch's own library makes them. A
+transformer's graph is broken in two where the network counts its tokens.
 Cost: minutes of compiling, the first time the network is asked, spent while sampling.
 """
 

@@ -11,6 +11,7 @@ from torch.export import Dim
 
 from methods.core.activation import count
 from methods.core.errors import NothingMatched
+from methods.deployment.distributed_inference.xdit_usp import SequenceParallel
 from methods.deployment.runtime._shared import Handed, hand_over, stateless
 
 TRACED: dict[str, onnx.ModelProto] = {}
@@ -24,6 +25,8 @@ def hand_over_as_graph(module: nn.Module, give: type[Handed]) -> nn.Module:
     """A copy of a network whose plain parts are exported. Raises NothingMatched."""
     if any(type(part).__module__.startswith(f"{__package__}.") for part in module.modules()):
         raise NothingMatched("An exported graph chooses layouts and kernels itself, and would drop those chosen here")
+    if any(isinstance(part, SequenceParallel) for part in module.modules()):
+        raise NothingMatched("An exported graph cannot pass tokens on to other parts")
     return hand_over(module, lambda part: stateless(part) and with_plain_weights(part), give)
 
 

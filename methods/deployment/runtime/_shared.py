@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from methods.core.denoiser import Remembering
 from methods.core.errors import NothingMatched
+from methods.deployment.distributed_inference.xdit_usp import SequenceParallel
 
 COMPILES = "hand the network to a compiler"
 """What no two of them can do to one network."""
@@ -40,8 +41,9 @@ class Handed(nn.Module, ABC):
 
 
 def stateless(part: nn.Module) -> bool:
-    """Whether a part depends on its inputs alone: nothing in it remembers, and nothing listens to it."""
-    return not any(isinstance(m, Remembering) or m._forward_hooks or m._forward_pre_hooks for m in part.modules())
+    """Whether a part depends on its inputs alone: nothing in it remembers, talks to other parts, or is listened to."""
+    apart = (Remembering, SequenceParallel)
+    return not any(isinstance(m, apart) or m._forward_hooks or m._forward_pre_hooks for m in part.modules())
 
 
 def hand_over(module: nn.Module, fit: Callable[[nn.Module], bool], give: Callable[[nn.Module], Handed]) -> nn.Module:

@@ -42,7 +42,9 @@ def test_a_killed_batch_is_tried_again_and_goes_on_from_the_last_finished_step(s
         assert time.monotonic() < until
         time.sleep(0.2)
     first = station.files()
-    station.computing().send_signal(signal.SIGKILL)
+    batch = station.computing()
+    for process in (batch, *batch.children(recursive=True)):
+        process.send_signal(signal.SIGKILL)
     station.complete(id)
     assert max(batch["run_count"] for batch in station.runs("batch")) == 2
     assert {path: station.files()[path] for path in first} == first, "what was finished is not made again"
@@ -54,7 +56,7 @@ def test_a_worker_that_dies_with_its_run_is_replaced(station: Station) -> None:
     id = station.survey("min_snr_weighting", budget=0.05)
     batch, workers = station.computing(), station.program("worker", "--pool", "cpu")
     assert workers
-    for process in (batch, *workers):
+    for process in (batch, *batch.children(recursive=True), *workers):
         process.send_signal(signal.SIGKILL)
     station.complete(id, limit=600)
     tries = [run["run_count"] for run in station.runs("batch") if run["name"].startswith("train min_snr_weighting")]

@@ -13,7 +13,7 @@ from methods.core import models, run
 from methods.core.activation import tallied
 from methods.core.fit import Fit
 from methods.core.recipe import Recipe, compose
-from methods.deployment.distributed_inference._shared import AcrossProcesses, parts
+from methods.deployment.distributed_inference._parts import AcrossProcesses, parts
 from methods.nets.unet import UNetConfig
 
 BASE = baseline(UNetConfig(8), Fit(2, batch=8, learning_rate=1e-2, warmup=1, ema=0.5), steps=3)

@@ -97,7 +97,7 @@ def ddpm(**config: Any) -> Any:
     return DDPMScheduler(num_train_timesteps=CHAIN, **config)
 
 
-BEYOND = ("distrifusion", "openvino")
+BEYOND = ("distrifusion",)
 """Techniques that find nothing to work on in the networks of diffusers; the list may only shrink."""
 
 

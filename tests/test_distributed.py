@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from methods.core.activation import tallied
 from methods.core.denoiser import Network
-from methods.deployment.distributed_inference._shared import InTurn
+from methods.deployment.distributed_inference._parts import InTurn
 from methods.deployment.distributed_inference.distrifusion import Displaced, DistriFusion, NaivePatches
 from methods.deployment.distributed_inference.xdit_usp import USP, RunningSoftmax
 from methods.deployment.quantization.weight_only_int8_int4 import WeightOnly

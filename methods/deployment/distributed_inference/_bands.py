@@ -2,7 +2,7 @@
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from methods.core.denoiser import Remembering
 from methods.core.errors import NothingMatched
-from methods.deployment.distributed_inference._shared import Instead, Parts
+from methods.deployment.distributed_inference._shared import Rerouted
 from methods.nets.unet import Attention, Below, Middle, ResidualBlock, UNet
 
 MIXING = {
@@ -23,19 +23,11 @@ MIXING = {
 Pair = int | tuple[int, int]
 
 
-class Banded(Remembering):
+class Banded(Remembering, Rerouted):
     """A layer that mixes rows, on those bands that live in this process: `seen` says what it knows of the others."""
 
-    def __init__(self, inner: nn.Module, parts: Parts) -> None:
-        super().__init__()
-        self.inner, self.parts = inner, parts
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o g v"]:
-        functions = {
-            F.conv2d: self.convolve, F.group_norm: self.normalise, F.scaled_dot_product_attention: self.attend
-        }  # fmt: skip
-        with Instead(functions):
-            return self.inner(x)
+    def instead(self) -> Mapping[Callable[..., Tensor], Callable[..., Tensor]]:
+        return {F.conv2d: self.convolve, F.group_norm: self.normalise, F.scaled_dot_product_attention: self.attend}
 
     @abstractmethod
     def seen(self, mine: list[Tensor]) -> Sequence[Tensor | None]:

@@ -23,7 +23,8 @@ from methods.core.recipe import Method, edit
 from methods.core.sampling import Solver
 from methods.core.surgery import Stage, Transform
 from methods.deployment.distributed_inference._bands import Banded, banded
-from methods.deployment.distributed_inference._shared import InBands, Parts, parts
+from methods.deployment.distributed_inference._parts import Parts, parts
+from methods.deployment.distributed_inference._shared import InBands
 from methods.nets.unet import UNetConfig
 
 

@@ -13,6 +13,7 @@ and a cache that looks at tokens would decide for each process alone.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,7 +24,8 @@ from torch.nn import functional as F
 
 from methods.core.recipe import Method, edit
 from methods.core.surgery import Stage, Transform, rewrite_type
-from methods.deployment.distributed_inference._shared import InBands, Instead, Parts, parts
+from methods.deployment.distributed_inference._parts import Parts, parts
+from methods.deployment.distributed_inference._shared import InBands, Rerouted
 from methods.nets.dit import DiT, DiTConfig, SelfAttention
 
 
@@ -62,16 +64,15 @@ class Mesh:
         return [(part + self.ulysses) % (self.ulysses * self.ring)]
 
 
-class SequenceParallel(nn.Module):
+class SequenceParallel(Rerouted):
     """A self-attention of which every part has a share of the tokens."""
 
     def __init__(self, inner: nn.Module, mesh: Mesh, parts: Parts) -> None:
-        super().__init__()
-        self.inner, self.mesh, self.parts = inner, mesh, parts
+        super().__init__(inner, parts)
+        self.mesh = mesh
 
-    def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
-        with Instead({F.scaled_dot_product_attention: self.attend}):
-            return self.inner(x)
+    def instead(self) -> Mapping[Callable[..., Tensor], Callable[..., Tensor]]:
+        return {F.scaled_dot_product_attention: self.attend}
 
     def swap(self, mine: list[Tensor], cut: int, joined: int) -> list[Tensor]:
         """Along every row: cut each tensor along one dimension, and join what arrives along another."""

@@ -1,8 +1,11 @@
 """Networks as ONNX graphs, whose number of rows is open. A structure is traced once, and filled with its weights."""
 
 import warnings
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
+import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
@@ -11,7 +14,6 @@ from torch.export import Dim
 
 from methods.core.activation import count
 from methods.core.errors import NothingMatched
-from methods.deployment.distributed_inference.xdit_usp import SequenceParallel
 from methods.deployment.runtime._shared import Handed, hand_over, stateless
 
 TRACED: dict[str, onnx.ModelProto] = {}
@@ -21,12 +23,37 @@ ROWS = 2
 """Rows of a traced example: with one alone, tracing would take the number for a constant."""
 
 
-def hand_over_as_graph(module: nn.Module, give: type[Handed]) -> nn.Module:
+Run = Callable[[list[np.ndarray]], np.ndarray]
+"""Runs a graph on its inputs, in order."""
+
+
+class AsGraph(Handed):
+    """A part that runs as a graph, made ready when it is first asked: once for inputs of each kind."""
+
+    counter: ClassVar[str]
+    """What counts how often a graph is run."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__(part)
+        self.ready: dict[tuple[torch.Size, ...], Run] = {}
+
+    @abstractmethod
+    def start(self, graph: bytes) -> Run:
+        """Make a graph ready, on as many threads as PyTorch has."""
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        kind = tuple(x.shape[1:] for x in inputs)
+        if kind not in self.ready:
+            self.ready[kind] = self.start(exported(self.hidden[0], inputs))
+        y = self.ready[kind]([x.cpu().numpy() for x in inputs])
+        count(self.counter)
+        return torch.from_numpy(y).to(inputs[0].device)
+
+
+def hand_over_as_graph(module: nn.Module, give: type[AsGraph]) -> nn.Module:
     """A copy of a network whose plain parts are exported. Raises NothingMatched."""
     if any(type(part).__module__.startswith(f"{__package__}.") for part in module.modules()):
         raise NothingMatched("An exported graph chooses layouts and kernels itself, and would drop those chosen here")
-    if any(isinstance(part, SequenceParallel) for part in module.modules()):
-        raise NothingMatched("An exported graph cannot pass tokens on to other parts")
     return hand_over(module, lambda part: stateless(part) and with_plain_weights(part), give)
 
 

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from methods.core.denoiser import Remembering
 from methods.core.errors import NothingMatched
-from methods.deployment.distributed_inference.xdit_usp import SequenceParallel
+from methods.deployment.distributed_inference._shared import Rerouted
 
 COMPILES = "hand the network to a compiler"
 """What no two of them can do to one network."""
@@ -41,15 +41,16 @@ class Handed(nn.Module, ABC):
 
 
 def stateless(part: nn.Module) -> bool:
-    """Whether a part depends on its inputs alone: nothing in it remembers, talks to other parts, or is listened to."""
-    apart = (Remembering, SequenceParallel)
+    """Whether a part depends on its inputs alone: nothing in it remembers, is rerouted, or is listened to."""
+    apart = (Remembering, Rerouted)
     return not any(isinstance(m, apart) or m._forward_hooks or m._forward_pre_hooks for m in part.modules())
 
 
 def hand_over(module: nn.Module, fit: Callable[[nn.Module], bool], give: Callable[[nn.Module], Handed]) -> nn.Module:
     """A copy of a network in which each of the largest parts that are `fit` stands as what `give` makes of it.
 
-    A network under a cache is handed over in pieces: below the cache, and beside it. Raises NothingMatched.
+    A network under a cache is handed over in pieces: below the cache, and beside it; what is rerouted stays whole.
+    Raises NothingMatched.
     """
     module, given = copy.deepcopy(module), []
 
@@ -58,7 +59,7 @@ def hand_over(module: nn.Module, fit: Callable[[nn.Module], bool], give: Callabl
         if (own or (inside and isinstance(part, nn.Sequential))) and fit(part):
             given.append(give(part))
             return given[-1]
-        for name, child in part.named_children():
+        for name, child in () if isinstance(part, Rerouted) else part.named_children():
             setattr(part, name, visit(child, inside or own))
         return part
 

@@ -16,38 +16,26 @@ from typing import Any, ClassVar
 
 import onnxruntime as ort
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from methods.core.activation import count
 from methods.core.recipe import Method, edit
 from methods.core.surgery import Stage, Transform
-from methods.deployment.runtime._onnx import exported, hand_over_as_graph
-from methods.deployment.runtime._shared import COMPILES, Handed
+from methods.deployment.runtime._onnx import AsGraph, Run, hand_over_as_graph
+from methods.deployment.runtime._shared import COMPILES
 
 
-def session(graph: bytes) -> ort.InferenceSession:
-    """A session on as many threads as PyTorch has."""
-    options: Any = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-    options.log_severity_level = 3
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+class InONNXRuntime(AsGraph):
+    """A part that runs in a session."""
 
+    counter: ClassVar[str] = "sessions_run"
 
-class InONNXRuntime(Handed):
-    """A part that runs in a session, made when it is first asked: one for inputs of each kind."""
-
-    def __init__(self, part: nn.Module) -> None:
-        super().__init__(part)
-        self.sessions: dict[Any, ort.InferenceSession] = {}
-
-    def run(self, *inputs: Tensor) -> Tensor:
-        kind = tuple(x.shape[1:] for x in inputs)
-        if kind not in self.sessions:
-            self.sessions[kind] = session(exported(self.hidden[0], inputs))
-        names = (put.name for put in self.sessions[kind].get_inputs())
-        (y,) = self.sessions[kind].run(None, {n: x.cpu().numpy() for n, x in zip(names, inputs, strict=True)})
-        count("sessions_run")
-        return torch.from_numpy(y).to(inputs[0].device)
+    def start(self, graph: bytes) -> Run:
+        options: Any = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+        options.log_severity_level = 3
+        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        names = [put.name for put in session.get_inputs()]
+        return lambda inputs: session.run(None, dict(zip(names, inputs, strict=True)))[0]  # pyright: ignore[reportReturnType]
 
 
 @dataclass(frozen=True)

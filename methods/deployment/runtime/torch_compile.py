@@ -3,7 +3,7 @@
 Norms, activations and additions between two products are limited by memory; fused, they read and write it once. The
 sampler stays as it is, and so does whatever remembers features: the parts of a network beside a cache are compiled.
 
-Source: Ansel et al. 2024 "PyTorch 2" (ASPLOS 2024), sections 3 and 4 (TorchDynamo, TorchInductor); Reed et al. 2022
+Source: Ansel et al. 2024 "PyTorch 2" (ASPLOS 2024), sections 3 to 5; Reed et al. 2022
 "torch.fx" (2112.08429), the representation of the graphs.
 Limits: the number of rows stays open, so that code is compiled two or three times (for one row, for few, for many) and
 not for every batch; other shapes are fixed. Quantized weights are compiled where PyTorch's own library makes them. A

@@ -7,7 +7,7 @@ residual noise that leads to it is recomputed. Frames that hardly differ from th
 Source: Kodaira et al. 2023 "StreamDiffusion" (2312.12491): stream batch, residual classifier-free guidance
 eps = delta n + g (eps_c - delta n) with one negative step a frame or none, and the stochastic similarity filter, as in
 its official code.
-Limits: deterministic DDIM steps, where the official code takes those of a latent consistency model, with fresh noise.
+Limits: deterministic DDIM steps, where the official code takes those of a latent consistency model, which add noise.
 In the residual guidance without any negative step, n leads to the image a frame was made from, so it is for streams
 that have one; samples from noise take one step. Queues, the tiny decoder and compiled engines are left out.
 """

@@ -11,23 +11,22 @@ Cost: `fraction` of the base training, a third of it for the pairs.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from methods.core.activation import count
-from methods.core.calibration import Phase, Report
 from methods.core.denoiser import Denoiser, Labels, Network, Unguided
-from methods.core.learning import optimise
-from methods.core.models import Model, TrainingSet
 from methods.core.objective import Objective
 from methods.core.process import like
 from methods.core.recipe import Method, Recipe, edit
 from methods.core.sampling import UniformAngle
 from methods.core.start import FromNoise
-from methods.inference._distillation import PAIRED, affordable, grid_of, teacher_and_student, teacher_pairs
+from methods.inference._distillation import grid_of
 from methods.inference.ode_solver.ddim import DDIM
+from methods.inference.trajectory_distillation._shared import FromPairs
 
 
 @dataclass(frozen=True)
@@ -46,22 +45,13 @@ class EndPoint(Objective):
         return (student(x_t, self.first, labels) - end).abs().flatten(1).mean(1)
 
 
-@dataclass(frozen=True)
-class OneStep(Phase):
-    """Draw pairs from the model in `teacher_steps` steps, then train on them."""
+class OneStep(FromPairs):
+    """A student that is asked at the first time of the grid alone."""
 
-    teacher_steps: int
-    fraction: float
+    makes: ClassVar[str] = "one-step student"
 
-    def __call__(self, recipe: Recipe, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
-        pairs, labels, drawing = teacher_pairs(
-            recipe, model, data, DDIM(), self.teacher_steps, PAIRED * self.fraction, seed
-        )
-        fit, training = affordable(recipe, (1 - PAIRED) * self.fraction, updates=1)
-        teacher, student = teacher_and_student(recipe, model)
-        objective = EndPoint(grid_of(recipe, 1)[0])
-        model.net = optimise(student, teacher, objective, pairs, labels, fit, seed, report, "one-step student")
-        return drawing + training
+    def objective(self, recipe: Recipe) -> Objective:
+        return EndPoint(grid_of(recipe, 1)[0])
 
 
 def kd_denoising_student(teacher_steps: int = 20, fraction: float = 0.5) -> Method:

@@ -11,22 +11,20 @@ Cost: `fraction` of the base training, a third of it for the pairs.
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from methods.core.activation import count
-from methods.core.calibration import Phase, Report
 from methods.core.denoiser import Denoiser, Labels, Network, Unguided
-from methods.core.learning import optimise
-from methods.core.models import Model, TrainingSet
 from methods.core.objective import Coupling, Denoising, Objective, Regression
 from methods.core.recipe import Method, Recipe, edit
 from methods.core.sampling import UniformAngle
 from methods.core.start import FromNoise
-from methods.inference._distillation import PAIRED, affordable, teacher_and_student, teacher_pairs
 from methods.inference.ode_solver.ddim import DDIM
+from methods.inference.trajectory_distillation._shared import FromPairs
 from methods.training.flow.flow_matching import StraightPath
 
 
@@ -54,22 +52,13 @@ class Rectify(Objective):
         return replace(self.regression, coupling=Given(noise))(student, teacher, end, labels, rng)
 
 
-@dataclass(frozen=True)
-class Reflow(Phase):
-    """Draw pairs from the model in `teacher_steps` steps, then train on the lines between them."""
+class Reflow(FromPairs):
+    """A flow that is trained on the lines between the noise and the end points of the flow before it."""
 
-    teacher_steps: int
-    fraction: float
+    makes: ClassVar[str] = "straightened flow"
 
-    def __call__(self, recipe: Recipe, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
-        pairs, labels, drawing = teacher_pairs(
-            recipe, model, data, DDIM(), self.teacher_steps, PAIRED * self.fraction, seed
-        )
-        fit, training = affordable(recipe, (1 - PAIRED) * self.fraction, updates=1)
-        teacher, student = teacher_and_student(recipe, model)
-        objective = Rectify(Regression().objective(recipe))
-        model.net = optimise(student, teacher, objective, pairs, labels, fit, seed, report, "straightened flow")
-        return drawing + training
+    def objective(self, recipe: Recipe) -> Objective:
+        return Rectify(Regression().objective(recipe))
 
 
 def reflow(steps: int = 2, teacher_steps: int = 20, fraction: float = 0.5) -> Method:

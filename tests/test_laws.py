@@ -19,6 +19,7 @@ from methods.core.activation import tallied
 from methods.core.denoiser import Mixture
 from methods.core.errors import Conflict, NothingMatched
 from methods.core.fit import Fit
+from methods.core.heeding import Heeding
 from methods.core.identity import recipe_fingerprint, shipped_fingerprint, training_fingerprint
 from methods.core.process import Cosine, Process
 from methods.core.recipe import ADDITIVE, TRAINING, Method, Recipe, compose
@@ -313,6 +314,31 @@ def test_fingerprints_see_code_but_no_comments(
     assert now(lambda text: text.replace('"""', '"""Other words. ', 1)) == plain
     changed = now(lambda text: text + "\nNEW = 1\n")
     assert (changed[0] != plain[0]) == seen and changed[1] != plain[1]
+
+
+HEEDING = [id for id in IDS if any(isinstance(phase, Heeding) for phase in default(TECHNIQUES[id]).phases)]
+
+
+@pytest.mark.parametrize("id", HEEDING)
+def test_a_phase_that_heeds_less_makes_the_same_weights(id: str) -> None:
+    """Recipes that differ only in what its phases do not heed ship the same weights, under one fingerprint."""
+    recipe = replace(default(TECHNIQUES[id]), steps=3)
+    other = replace(recipe, steps=5, sampler=StochasticDDIM(0.5))
+    if not any("grid" in phase.heeds for phase in recipe.phases if isinstance(phase, Heeding)):
+        other = replace(other, grid=recipe_of("karras_rho_schedule").grid)
+    assert shipped_fingerprint(other) == shipped_fingerprint(recipe)
+    assert recipe_fingerprint(other) != recipe_fingerprint(recipe)
+    first, second = (shipped(r)[0].state_dict() for r in (recipe, other))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_what_is_fitted_or_heeded_tells_weights_apart() -> None:
+    for ids in (("progressive_distillation",), ("bk_sdm", "ptq4dm")):
+        recipe = recipe_of(*ids)
+        assert shipped_fingerprint(replace(recipe, steps=2 * recipe.steps)) != shipped_fingerprint(recipe)
+    recipe = recipe_of("kd_denoising_student")
+    other = replace(recipe, grid=recipe_of("karras_rho_schedule").grid)
+    assert shipped_fingerprint(other) != shipped_fingerprint(recipe)
 
 
 def test_fingerprints_depend_on_their_context() -> None:

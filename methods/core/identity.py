@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from methods.core.calibration import Calibrated
+from methods.core.heeding import SAMPLING, heeded
 from methods.core.recipe import TRAINING, Recipe
 
 
@@ -47,7 +48,7 @@ def shipped_fingerprint(recipe: Recipe, context: str = "") -> str:
     """A digest of everything that shapes the weights that ship: training, phases, fitted parts, shipping transforms."""
     shipping = [t for t in recipe.transforms if t.ships]
     fitted = bool(recipe.fitted) or any(isinstance(t, Calibrated) for t in shipping)
-    made = [recipe.sampler, recipe.grid, recipe.steps] if recipe.phases or fitted else []
+    made = [getattr(recipe, slot) for slot in SAMPLING] if fitted else heeded(recipe)
     deployed = [recipe.transforms, recipe.guidance, recipe.precision] if fitted else []
     return fingerprint(
         [*(getattr(recipe, name) for name in TRAINING), recipe.phases, recipe.start, shipping, made, deployed], context

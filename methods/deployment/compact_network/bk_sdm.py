@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.core.activation import count
-from methods.core.calibration import Phase, Report
+from methods.core.calibration import Report
 from methods.core.denoiser import Denoiser, Labels, Network
+from methods.core.heeding import Heeding
 from methods.core.learning import optimise
 from methods.core.models import Model, TrainingSet, encode, network
 from methods.core.objective import Objective
@@ -99,11 +100,12 @@ class BlockDistillation(Objective):
 
 
 @dataclass(frozen=True)
-class Distil(Phase):
+class Distil(Heeding):
     """Trains what block removal will leave, against the whole, and writes it back; removal itself comes after."""
 
     weight: float
     fraction: float
+    heeds: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, recipe: Recipe, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
         x0, fit = encode(model, data.images.to(next(model.net.parameters()).device)), recipe.fit.scaled(self.fraction)

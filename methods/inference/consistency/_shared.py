@@ -16,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from methods.core.activation import count
-from methods.core.calibration import Phase, Report
+from methods.core.calibration import Report
 from methods.core.denoiser import Labels, Network
+from methods.core.heeding import Heeding
 from methods.core.learning import optimise
 from methods.core.models import Model, TrainingSet, encode, network
 from methods.core.objective import Objective
@@ -57,10 +58,11 @@ def noise_levels(process: Process, n: int) -> Float[Tensor, "n"]:
     return time(process, root**RHO)
 
 
-class Distil(Phase, ABC):
+class Distil(Heeding, ABC):
     """Trains the network on as the student of an objective, its own teacher being the network as it was."""
 
     fraction: float
+    heeds: ClassVar[tuple[str, ...]] = ()
     rate: ClassVar[float] = 1.0
     """Of the base training's learning rate."""
 

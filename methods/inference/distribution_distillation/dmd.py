@@ -13,14 +13,16 @@ Cost: `fraction` of the base training, a third of it for the pairs; an iteration
 
 import copy
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from methods.core.activation import count
-from methods.core.calibration import Phase, Report
+from methods.core.calibration import Report
 from methods.core.denoiser import Denoiser, Labels, Network, Unguided
+from methods.core.heeding import Heeding
 from methods.core.learning import Learner, autocast
 from methods.core.models import Model, TrainingSet
 from methods.core.objective import Regression
@@ -54,12 +56,13 @@ def correction(
 
 
 @dataclass(frozen=True)
-class MatchDistribution(Phase):
+class MatchDistribution(Heeding):
     """Update generator and fake score in turn; a batch of pairs is regressed beside every batch of fresh noise."""
 
     regression: float
     teacher_steps: int
     fraction: float
+    heeds: ClassVar[tuple[str, ...]] = ("grid",)
 
     def __call__(self, recipe: Recipe, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
         pairs, known, drawing = teacher_pairs(

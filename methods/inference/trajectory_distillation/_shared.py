@@ -4,7 +4,8 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from methods.core.calibration import Phase, Report
+from methods.core.calibration import Report
+from methods.core.heeding import Heeding
 from methods.core.learning import optimise
 from methods.core.models import Model, TrainingSet
 from methods.core.objective import Objective
@@ -14,7 +15,7 @@ from methods.inference.ode_solver.ddim import DDIM
 
 
 @dataclass(frozen=True)
-class FromPairs(Phase):
+class FromPairs(Heeding):
     """Draw pairs from the model in `teacher_steps` steps of DDIM, then train a copy of it on them.
 
     All for `fraction` of the base training, a third of it for the pairs.
@@ -22,6 +23,7 @@ class FromPairs(Phase):
 
     teacher_steps: int
     fraction: float
+    heeds: ClassVar[tuple[str, ...]] = ("grid",)
     makes: ClassVar[str]
     """What the student is called while it learns."""
 

@@ -375,8 +375,8 @@ def test_samples_depend_on_their_seed_alone(id: str) -> None:
     assert together.shape == (4, *SHAPE) and together.isfinite().all()
     assert torch.equal(samples(recipe, deployed, [0, 1, 2, 3]), together)
     quantized = any(t.does == "quantize the weights" for t in recipe.transforms)
-    rounds = recipe.precision != "float32" or quantized
-    tolerance = 0.05 if rounds else 1e-4  # kernels differ with the batch, and what is rounded falls to another side
+    # Kernels differ with the batch, and what is rounded to 8 bits or to bfloat16 may fall to another side.
+    tolerance = 0.05 if recipe.precision != "float32" else 5e-3 if quantized else 1e-4
     assert (samples(recipe, deployed, [2]) - together[2:3]).abs().max() < tolerance
     assert (samples(recipe, deployed, [2, 0]) - together[[2, 0]]).abs().max() < tolerance
     assert not torch.equal(samples(recipe, deployed, [3 + CLASSES])[0], together[3])

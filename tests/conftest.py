@@ -18,6 +18,8 @@ import torch
 from playwright.sync_api import Browser, sync_playwright
 from torch import Tensor
 
+from methods.deployment.pruning import diff_pruning
+from methods.deployment.runtime import torch_compile
 from methods.deployment.runtime._shared import Handed
 
 torch.set_num_threads(1)
@@ -41,6 +43,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:  # a file is run by one process, for what its tests share, unless it says otherwise
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
     if not config.getoption("--slow"):
         for item in items:
             if item.get_closest_marker("slow"):
@@ -61,3 +66,12 @@ def browser() -> Iterator[Browser]:
         opened = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield opened
         opened.close()
+
+
+@pytest.fixture(scope="module")
+def less_work() -> Iterator[None]:
+    """Pruning listens to three noise levels instead of a hundred; graphs are read from code, but run as they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diff_pruning, "LEVELS", 3)
+        patch.setattr(torch_compile, "BACKEND", "aot_eager")
+        yield

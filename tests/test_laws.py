@@ -2,7 +2,7 @@
 
 import ast
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import combinations, pairwise
@@ -10,42 +10,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from small import BASE, CLASSES, IDS, SHAPE, TECHNIQUES, images, method, recipe_of
 from torch import Tensor
 
-from catalog import Technique, load
-from methods.baseline import baseline
+from catalog import Technique
 from methods.core import identity, models, run
 from methods.core.activation import tallied
 from methods.core.denoiser import Mixture
 from methods.core.errors import Conflict, NothingMatched
-from methods.core.fit import Fit
 from methods.core.heeding import Heeding
 from methods.core.identity import recipe_fingerprint, shipped_fingerprint, training_fingerprint
 from methods.core.process import Cosine, Process
 from methods.core.recipe import ADDITIVE, TRAINING, Method, Recipe, compose
 from methods.core.sampling import SampleNoise, Solver
 from methods.core.surgery import Transform
-from methods.deployment.pruning import diff_pruning
-from methods.deployment.runtime import torch_compile
 from methods.inference.feature_caching.deepcache import DeepCache
 from methods.inference.ode_solver.ddim import StochasticDDIM
-from methods.nets.unet import UNetConfig
 from methods.training.flow.flow_matching import StraightPath
 
-TECHNIQUES = load().techniques
-IDS = list(TECHNIQUES)
-BASE = baseline(UNetConfig(8), Fit(2, batch=8, learning_rate=1e-2, warmup=1, ema=0.5))
-SHAPE, CLASSES = (1, 8, 8), 3
-TINY = {"progressive_distillation": {"steps": 4, "start_steps": 8, "fraction": 0.5}, "diff_pruning": {"fraction": 0.5}}
-"""Parameters that make a technique's own training a single iteration."""
-
-
-def method(id: str, **params: float) -> Method:
-    return replace(TECHNIQUES[id].call(TINY.get(id, {}) | params), name=id)
-
-
-def recipe_of(*ids: str) -> Recipe:
-    return compose(BASE, *(method(id) for id in ids))
+pytestmark = pytest.mark.usefixtures("less_work")
 
 
 def default(technique: Technique) -> Recipe:
@@ -60,22 +43,6 @@ def control(technique: Technique) -> Recipe:
 def members(slot: str) -> dict[str, object]:
     """What techniques put into a slot, by the technique's id."""
     return {id: method(id).edits[slot] for id in IDS if slot in method(id).edits}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def less_work() -> Iterator[None]:
-    """Pruning listens to three noise levels instead of a hundred; graphs are read from code, but run as they are."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(diff_pruning, "LEVELS", 3)
-        patch.setattr(torch_compile, "BACKEND", "aot_eager")
-        yield
-
-
-@cache
-def images() -> models.TrainingSet:
-    rng = torch.Generator().manual_seed(0)
-    x = torch.randn(24, *SHAPE, generator=rng).clamp(-1, 1)
-    return models.TrainingSet(x, torch.arange(24) % CLASSES, CLASSES)
 
 
 @cache

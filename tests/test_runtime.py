@@ -2,11 +2,14 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
+import small
 import torch
+from small import IDS
 from torch import Tensor, nn
 
 from catalog import load
@@ -338,3 +341,16 @@ def test_code_is_compiled_in_earnest() -> None:
     expected = answer(net, (x, u, labels))
     assert isinstance(net, UNet) and counters["graphs_run"] == 1
     assert torch.allclose(found, expected, atol=1e-5) and not torch.equal(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("id", [id for id in IDS if id not in GRAPHS])
+def test_an_exported_graph_answers_as_whatever_it_goes_with(id: str) -> None:
+    """The pairs of test_pairs, here in earnest: what is exported beside any other technique gives the same samples."""
+    try:
+        recipe = small.recipe_of(*dict.fromkeys((*small.standing(id), "onnxruntime")))
+        exported, *_ = small.walk(replace(recipe, steps=4))
+    except (Conflict, NothingMatched):
+        return
+    plain, *_ = small.walk(replace(small.recipe_of(*small.standing(id)), steps=4))
+    assert torch.allclose(exported, plain, atol=1e-3)

@@ -3,7 +3,6 @@
 import inspect
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
@@ -11,52 +10,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from small import BASE, CLASSES, IDS, SHAPE, TECHNIQUES, images, method, recipe_of, trained, walk
 from torch import Tensor, nn
 
-from catalog import Technique, load
-from methods.baseline import baseline
+from catalog import Technique
 from methods.core import learning, models, run
 from methods.core.activation import tallied
 from methods.core.calibration import Fitted
 from methods.core.denoiser import Mixture, Network
-from methods.core.errors import Conflict, NothingMatched
-from methods.core.fit import Fit
+from methods.core.errors import NothingMatched
 from methods.core.identity import training_fingerprint
 from methods.core.process import angle
-from methods.core.recipe import TRAINING, Method, Recipe, compose
+from methods.core.recipe import TRAINING, Method, compose
 from methods.core.sampling import SampleNoise, transfer
-from methods.deployment.pruning import diff_pruning
-from methods.deployment.runtime import torch_compile
 from methods.inference.ode_solver.ddim import DDIM
 from methods.inference.trajectory_distillation.progressive_distillation import TwoStepsInOne
 from methods.nets.unet import UNetConfig
 
 ROOT = Path(__file__).parents[1]
-TECHNIQUES = load().techniques
-IDS = list(TECHNIQUES)
 AREAS = ("architecture", "training", "inference", "deployment")
-BASE = baseline(UNetConfig(8), Fit(2, batch=8, learning_rate=1e-2, warmup=1, ema=0.5))
-SHAPE, CLASSES, SEEDS = (1, 8, 8), 3, [0, 1, 2]
-TINY = {"progressive_distillation": {"steps": 4, "start_steps": 8, "fraction": 0.5}, "diff_pruning": {"fraction": 0.5}}
-"""Parameters that make a technique's own training a single iteration."""
-QUANTIZERS = ("cpu_int8_intel", "efficientdm", "ptq4dm", "q_diffusion", "svdquant", "weight_only_int8_int4")
-NO_PART = "UNet holds no part of plain layers and plain weights to hand over"
-OWN_CHOICE = "An exported graph chooses layouts and kernels itself, and would drop those chosen here"
-NOTHING_LEFT = {
-    ("tome_sd", "bk_sdm", "UNet holds no self-attention"),
-    (
-        "guided_distillation",
-        "t_stitch",
-        "There is no smaller network of one that is told more than a noise level and a class",
-    ),
-    ("bk_sdm", "sdpa_flash", "UNet holds no self-attention"),
-    *(("channels_last", graph, OWN_CHOICE) for graph in ("onnxruntime", "openvino")),
-    *((graph, "sdpa_flash", OWN_CHOICE) for graph in ("onnxruntime", "openvino")),
-    *((id, "channels_last", "UNet holds no convolution whose weights have another order") for id in QUANTIZERS),
-    *((id, to, NO_PART) for id in QUANTIZERS for to in ("onnxruntime", "openvino", "torch_compile")),
-    *(("int8_dynamic", graph, NO_PART) for graph in ("onnxruntime", "openvino")),
-}
-"""Pairs of which one removes all that the other would change, and what the user is told; the set may only shrink."""
+pytestmark = pytest.mark.usefixtures("less_work")
+
 SHARED = {"ddim": "the baseline samples with DDIM already"}
 """Techniques whose counters also count in their control, and why; the list may only shrink."""
 EXACT = {
@@ -66,71 +40,6 @@ EXACT = {
 """Techniques whose samples are those of their control, bit for bit, and why."""
 
 
-def method(id: str) -> Method:
-    return replace(TECHNIQUES[id].call(TINY.get(id, {})), name=id)
-
-
-def recipe_of(*ids: str) -> Recipe:
-    return compose(BASE, *map(method, ids))
-
-
-@cache
-def standing(id: str) -> tuple[str, ...]:
-    """A technique, and what it builds on if the baseline does not meet its needs."""
-    try:
-        recipe_of(id)
-    except Conflict:
-        return *TECHNIQUES[id].builds_on, id
-    return (id,)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def less_work() -> Iterator[None]:
-    """Pruning listens to three noise levels instead of a hundred; graphs are read from code, but run as they are."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(diff_pruning, "LEVELS", 3)
-        patch.setattr(torch_compile, "BACKEND", "aot_eager")
-        yield
-
-
-@cache
-def images() -> models.TrainingSet:
-    rng = torch.Generator().manual_seed(0)
-    x = torch.randn(24, *SHAPE, generator=rng).clamp(-1, 1)
-    return models.TrainingSet(x, torch.arange(24) % CLASSES, CLASSES)
-
-
-LATER = ("starter.", "parts.")
-"""What of a model base training does not fit."""
-TRAINED: dict[str, tuple[dict[str, Tensor], Counter[str]]] = {}
-"""The state and the counters of every base training so far, by its fingerprint."""
-
-
-def trained(recipe: Recipe) -> tuple[models.Model, Counter[str]]:
-    """A model of its own, trained once for all recipes with the same training."""
-    fingerprint = training_fingerprint(recipe)
-    if fingerprint not in TRAINED:
-        with tallied() as counters:
-            model, _ = run.train(recipe, images(), 0)
-        weights = {n: t for n, t in model.state_dict().items() if not n.startswith(LATER)}
-        TRAINED[fingerprint] = weights, counters
-    model = models.build(recipe, SHAPE, CLASSES, 0)
-    missing, unexpected = model.load_state_dict(TRAINED[fingerprint][0], strict=False)
-    assert not unexpected and all(name.startswith(LATER) for name in missing)
-    return model.eval(), TRAINED[fingerprint][1]
-
-
-def walk(recipe: Recipe) -> tuple[Tensor, Tensor, Counter[str]]:
-    """The four steps of a cell but the last, sampled twice; and what was counted on the way."""
-    model, total = trained(recipe)
-    with tallied() as counters:
-        model, *_ = run.compress(recipe, model, images(), 0)
-        deployed = run.deploy(recipe, model)
-        first = run.generate(recipe, deployed, torch.tensor(SEEDS) % CLASSES, SEEDS)
-    again = run.generate(recipe, deployed, torch.tensor(SEEDS) % CLASSES, SEEDS)
-    return first, again, total + counters
-
-
 @cache
 def cell(ids: tuple[str, ...]) -> tuple[Tensor, Counter[str]]:
     """The samples and counters of a cell with its own steps."""
@@ -138,28 +47,7 @@ def cell(ids: tuple[str, ...]) -> tuple[Tensor, Counter[str]]:
     return first, counters
 
 
-# Pairs ----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("id", IDS)
-def test_a_technique_refuses_or_goes_with_every_other(id: str) -> None:
-    """Each pair once: it conflicts naming both, or trains a little and samples the same finite images twice."""
-    for other in IDS[IDS.index(id) + 1 :]:
-        try:
-            recipe = recipe_of(*dict.fromkeys(standing(id) + standing(other)))
-        except Conflict as conflict:
-            for side in (id, other):
-                assert any(name in str(conflict) for name in standing(side)), conflict
-            continue
-        try:
-            with torch.compiler.set_stance("force_eager"):  # what is compiled is in test_runtime
-                first, again, _ = walk(replace(recipe, steps=4))
-        except NothingMatched as nothing:  # one removed what the other wants to change
-            assert (id, other, str(nothing)) in NOTHING_LEFT
-            continue
-        assert first.shape == (len(SEEDS), *SHAPE), other
-        assert first.isfinite().all(), other
-        assert torch.equal(first, again), other
+# Together ------------------------------------------------------------------------------------------------------------
 
 
 def test_all_that_go_together_go_together() -> None:

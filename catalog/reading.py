@@ -18,15 +18,12 @@ class CatalogError(ValueError):
     """The catalog or a question put to it is wrong: a sentence, about a file after `path:line: field:`."""
 
 
-class StrictLoader(yaml.SafeLoader):
-    """YAML 1.2's core schema: `no` and dates are strings, `1e-4` is a number; no anchors, no tags."""
+Fast: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's reader, where there is one: the same as PyYAML's own, eight times as fast."""
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent) or event.anchor or event.tag:
-            problem = "anchors, aliases and tags are not allowed"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
-        return super().compose_node(parent, index)
+
+class StrictLoader(Fast):
+    """YAML 1.2's core schema: `no` and dates are strings, `1e-4` is a number."""
 
 
 StrictLoader.yaml_implicit_resolvers = {}
@@ -76,11 +73,21 @@ def dotted(location: Location) -> str:
     return text.removeprefix(".") or "file"
 
 
+def refuse_references(text: str) -> None:
+    """Raises MarkedYAMLError if a value has an anchor, an alias or a tag."""
+    for event in yaml.parse(text, Loader=Fast):
+        if getattr(event, "anchor", None) or getattr(event, "tag", None):
+            problem = "anchors, aliases and tags are not allowed"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+
+
 def read(path: Path, name: str) -> Document:
     """Reads one file; `name` is what its errors call it."""
-    loader = StrictLoader(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    loader = StrictLoader(text)
     lines: dict[Location, int] = {}
     try:
+        refuse_references(text)
         node = loader.get_single_node()
         document = Document(name, loader.construct_document(node) if node else None, lines)
         _note_lines(document, node, (), 1)

@@ -38,18 +38,19 @@ def partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write a file atomically: a reader, or a crash, sees the old content or the new, never half of it.
 
-    Raises Unwritten.
+    What is not `durable` may be lost with the power, for it is made again in seconds. Raises Unwritten.
     """
     temporary = partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         raise Unwritten(path, error) from error

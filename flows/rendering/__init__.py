@@ -42,7 +42,7 @@ def render(catalog: Catalog, results: Path, out: Path) -> list[Path]:
     for name, content in sorted(files.items()):
         path = out / name
         if not path.exists() or path.read_bytes() != content:
-            write_bytes(path, content)
+            write_bytes(path, content, durable=False)
     for name in previous:
         if name not in files:
             (out / name).unlink(missing_ok=True)

@@ -6,6 +6,7 @@ Both axes are logarithmic where the values allow it, and say so: halving the cos
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
@@ -69,8 +70,13 @@ class Axis:
 
     def __call__(self, value: float) -> float:
         """Where a value lies; values off the scale lie at its end."""
-        low, high, at = (self._bend(v) for v in (self.low, self.high, min(max(value, self.low), self.high)))
+        low, high = self._ends
+        at = self._bend(min(max(value, self.low), self.high))
         return round(self.start + (at - low) / (high - low) * (self.end - self.start), 2)
+
+    @cached_property
+    def _ends(self) -> tuple[float, float]:
+        return self._bend(self.low), self._bend(self.high)
 
     def _bend(self, value: float) -> float:
         return math.log(value) if self.log else value

@@ -13,7 +13,7 @@ from flows import solvers
 from flows.ledger import read_records
 from flows.records import write_json
 from flows.rendering import render
-from flows.rendering.solvers import apart
+from flows.rendering.lines import apart
 
 KNOWN = catalog.load()
 SMALL = KNOWN.bed("mixture").model_copy(

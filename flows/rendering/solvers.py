@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from catalog import Bed, Technique
-from flows.rendering.charts import BOTTOM, LEFT, LINE, TOP, Box, Datum, Placed, Tick, place, scale
+from flows.rendering.charts import Datum
+from flows.rendering.lines import Plot, plot
 from flows.rendering.measured import COST, NARROW, WIDE, Measured
 from flows.rendering.numbers import Number, Record, cost, quality
 from flows.rendering.quantities import title
@@ -13,40 +14,6 @@ from flows.solvers import BED
 FIDELITY = "fidelity"
 COLUMNS = (4, 5, 6, 8, 10, 16, 20, 32, 64)
 """Evaluations that the tables show; a solver that cannot spend just as many is shown with fewer."""
-NAMES, KEYS = 150, 28
-"""Room for labels to the right of the lines: names, or on narrow screens keys."""
-HUES = 5
-"""Colours of lines, after which they begin again with another dash."""
-DASHES = ("none", "6 4", "2 3")
-
-
-@dataclass(frozen=True)
-class Line:
-    """A solver's errors in a drawing, from few evaluations to many; its label stands beside the last one."""
-
-    points: list[Placed]
-    label: str
-    hue: int
-    dashes: str
-    tx: float
-    ty: float
-
-    @property
-    def path(self) -> str:
-        """The points of a polyline."""
-        return " ".join(f"{p.x:g},{p.y:g}" for p in self.points)
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A drawing of several lines, ready for the template."""
-
-    width: int
-    height: int
-    frame: Box
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
-    lines: list[Line]
 
 
 @dataclass(frozen=True)
@@ -119,31 +86,3 @@ def on_grid(measured: Measured, record: Record, grid: str) -> OnGrid:
 def at_most(data: Sequence[Datum], evaluations: int) -> Number | None:
     """The error with as many evaluations, or with the next fewer."""
     return next((datum.quality for datum in reversed(data) if datum.cost.value <= evaluations), None)
-
-
-def plot(curves: dict[str, list[Datum]], size: tuple[int, int], keyed: bool) -> Plot:
-    """Lay out the lines; labels keep apart from each other."""
-    (width, height), room = size, KEYS if keyed else NAMES
-    left, top, right, bottom = LEFT, TOP, width - room, height - BOTTOM
-    data = [datum for curve in curves.values() for datum in curve]
-    x, y = scale([d.cost.value for d in data], left + 8, right - 8), scale([d.quality.value for d in data], bottom, top)
-    drawn = [[place(datum, x, y) for datum in curve] for curve in curves.values()]
-    heights = apart([points[-1].y for points in drawn], top, bottom)
-    lines = [
-        Line(points, str(i + 1) if keyed else solver, i % HUES + 1, DASHES[i // HUES % len(DASHES)], right + 6, height)
-        for i, (solver, points, height) in enumerate(zip(curves, drawn, heights, strict=True))
-    ]
-    return Plot(width, height, (left, top, right, bottom), x.ticks(), y.ticks(), lines)
-
-
-def apart(wanted: Sequence[float], top: float, bottom: float) -> list[float]:
-    """Heights near the wanted ones, a line of text apart, and within the drawing if there is room."""
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    found = dict.fromkeys(order, 0.0)
-    above = top - LINE
-    for i in order:
-        above = found[i] = max(wanted[i], above + LINE)
-    below = bottom + LINE
-    for i in reversed(order):
-        below = found[i] = min(found[i], below - LINE)
-    return [round(found[i], 2) for i in range(len(wanted))]

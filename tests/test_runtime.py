@@ -155,7 +155,7 @@ def test_a_network_that_is_told_more_is_asked_both_ways() -> None:
     for told in (u, torch.stack([u, u], dim=1)):
         assert torch.allclose(answer(handed, (x, told, labels)), answer(net, (x, told, labels)), atol=1e-4)
     (part,) = (part for part in handed.modules() if isinstance(part, InONNXRuntime))
-    assert len(part.sessions) == 2
+    assert len(part.ready) == 2
 
 
 # The same work, and refusals -----------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
-"""Every technique goes with every other, or one of the two is refused by name."""
+"""Every technique goes with every other, in sets that cover all pairs, or one of the two is refused by name."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
+from itertools import combinations
 
 import jaxtyping
 import pytest
@@ -9,7 +11,7 @@ import torch
 from small import BASE, IDS, SEEDS, SHAPE, method, standing, walk
 
 from methods.core.errors import Conflict, NothingMatched
-from methods.core.recipe import Method, compose
+from methods.core.recipe import Method, Recipe, compose
 from methods.deployment.runtime._shared import Handed
 
 pytestmark = pytest.mark.usefixtures("less_work")
@@ -17,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("less_work")
 BRIEF = {
     "gotta_go_fast": {"tolerance": 5.0}, "efficientdm": {"buckets": 2}, "svdquant": {"strengths": 1},
     "sfd": {"substeps": 2}, "dmd": {"teacher_steps": 2}, "kd_denoising_student": {"teacher_steps": 2},
-    "reflow": {"teacher_steps": 2},
+    "reflow": {"teacher_steps": 2}, "xdit_usp": {"ring": 1},
 }  # fmt: skip
 """Parameters that make a technique quick, beside those that make it small."""
 QUANTIZERS = ("cpu_int8_intel", "efficientdm", "ptq4dm", "q_diffusion", "svdquant", "weight_only_int8_int4")
@@ -49,27 +51,102 @@ def nothing_but_the_pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@cache
 def brief(id: str) -> Method:
     return method(id, **BRIEF.get(id, {}))
 
 
-@pytest.mark.parametrize(
-    "id", [pytest.param(id, marks=pytest.mark.xdist_group(f"pairs {i % 2}")) for i, id in enumerate(IDS)]
-)
-def test_a_technique_refuses_or_goes_with_every_other(id: str) -> None:
-    """Each pair once: it conflicts naming both, or trains a little and samples the same finite images twice."""
-    for other in IDS[IDS.index(id) + 1 :]:
+def together(ids: Iterable[str]) -> Recipe:
+    """The recipe of some techniques with what each builds on, in four steps."""
+    every = dict.fromkeys(name for id in ids for name in standing(id))
+    return replace(compose(BASE, *map(brief, every)), steps=4)
+
+
+@cache
+def compatible() -> dict[str, set[str]]:
+    """By technique: the others that it goes with and leaves something to do."""
+    nothing = {frozenset(pair[:2]) for pair in NOTHING_LEFT}
+    found: dict[str, set[str]] = {id: set() for id in IDS}
+    for a, b in combinations(IDS, 2):
         try:
-            recipe = compose(BASE, *map(brief, dict.fromkeys(standing(id) + standing(other))))
+            together((a, b))
+        except Conflict:
+            continue
+        if {a, b} not in nothing:
+            found[a].add(b)
+            found[b].add(a)
+    return found
+
+
+@cache
+def covering() -> dict[str, list[tuple[str, ...]]]:
+    """Sets of techniques that go together, by the first of each, such that every compatible pair is in one of them.
+
+    Greedy: a pair that no set has yet, and then whoever brings most such pairs along.
+    """
+    known = compatible()
+    missing = {id: set(others) for id, others in known.items()}
+    sets: dict[str, list[tuple[str, ...]]] = {id: [] for id in IDS}
+    for id in IDS:
+        while missing[id]:
+            chosen, candidates = [id], set(known[id])
+            while candidates:
+                best = max(candidates, key=lambda c: (sum(c in missing[other] for other in chosen), -IDS.index(c)))
+                candidates.discard(best)
+                if not any(best in missing[other] for other in chosen):
+                    break
+                try:
+                    together((*chosen, best))
+                except Conflict:
+                    continue
+                chosen.append(best)
+                candidates &= known[best]
+            for one in chosen:
+                missing[one] -= {*chosen}
+            sets[id].append(tuple(chosen))
+    return sets
+
+
+def works(ids: Sequence[str]) -> None:
+    """Train a little, and sample the same finite images twice."""
+    first, again, _ = walk(together(ids))
+    assert first.shape == (len(SEEDS), *SHAPE), ids
+    assert first.isfinite().all(), ids
+    assert torch.equal(first, again), ids
+
+
+HALVES = [pytest.param(id, marks=pytest.mark.xdist_group(f"pairs {i % 2}")) for i, id in enumerate(IDS)]
+
+
+@pytest.mark.parametrize("id", HALVES)
+def test_a_technique_refuses_or_goes_with_every_other(id: str) -> None:
+    """It conflicts naming both, or leaves nothing to do and says so, or some set in which both are works."""
+    for other in IDS[IDS.index(id) + 1 :]:
+        if other in compatible()[id]:
+            continue
+        try:
+            recipe = together((id, other))
         except Conflict as conflict:
             for side in (id, other):
                 assert any(name in str(conflict) for name in standing(side)), conflict
             continue
-        try:
-            first, again, _ = walk(replace(recipe, steps=4))
-        except NothingMatched as nothing:  # one removed what the other wants to change
-            assert (id, other, str(nothing)) in NOTHING_LEFT
-            continue
-        assert first.shape == (len(SEEDS), *SHAPE), other
-        assert first.isfinite().all(), other
-        assert torch.equal(first, again), other
+        with pytest.raises(NothingMatched) as nothing:
+            walk(recipe)
+        assert (id, other, str(nothing.value)) in NOTHING_LEFT
+    for ids in covering()[id]:
+        works(ids)
+
+
+def test_every_pair_is_in_a_set() -> None:
+    sets = [set(ids) for each in covering().values() for ids in each]
+    for id, others in compatible().items():
+        assert all(any({id, other} <= ids for ids in sets) for other in others), id
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("id", IDS)
+def test_a_technique_goes_with_each_other_alone(id: str) -> None:
+    """Pair by pair, without a third that could hide what goes wrong between two."""
+    for other in IDS[IDS.index(id) + 1 :]:
+        if other in compatible()[id]:
+            works((id, other))

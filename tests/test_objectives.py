@@ -1,17 +1,47 @@
 """The formulas of the training objectives and couplings, against closed forms and the numbers of their papers."""
 
-from itertools import permutations
+import math
+from itertools import pairwise, permutations
 
 import ot
+import pytest
 import torch
 from small import recipe_of
+from torch import Tensor, nn
 
+from methods.core.denoiser import Mixture, Network
+from methods.core.objective import Objective
+from methods.core.recipe import Recipe
+from methods.core.sampling import SampleNoise
+from methods.training.flow.flow_matching import StraightPath
 from methods.training.flow.ot_cfm import OptimalTransport, optimal_plan
+from methods.training.flow.stochastic_interpolants import InterpolantSDE
 from methods.training.noise_process.immiscible_diffusion import NearestAssignment
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+class Recording(nn.Module):
+    """Answers with a fixed share of its input, and keeps what it was asked."""
+
+    def __init__(self, share: float = 0.5) -> None:
+        super().__init__()
+        self.share, self.asked = share, []
+
+    def forward(self, x: Tensor, u: Tensor, labels: Tensor) -> Tensor:
+        self.asked.append((x, u, labels))
+        return self.share * x
+
+
+def network(recipe: Recipe, net: nn.Module) -> Network:
+    return Network(net, recipe.process, recipe.parameterization, None)
+
+
+def losses(recipe: Recipe, objective: Objective, x0: Tensor, labels: Tensor | None = None, seed: int = 0) -> Tensor:
+    student = network(recipe, Recording())
+    return objective(student, student, x0, labels, seeded(seed))
 
 
 # Optimal transport ----------------------------------------------------------------------------------------------------
@@ -50,3 +80,60 @@ def test_optimal_pairs_are_nearer_in_the_square_than_any_others() -> None:
     independent = (torch.randn(x0.shape, generator=seeded(1)) - x0).square().sum()
     assert squared[0] <= squared[1] < independent
     assert recipe_of("flow_matching", "ot_cfm").coupling == OptimalTransport()
+
+
+# Stochastic interpolants ----------------------------------------------------------------------------------------------
+
+
+class Scripted(SampleNoise):
+    """A given value for every sample."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    def __call__(self, shape: tuple[int, ...]) -> Tensor:
+        return self.values.reshape(-1, *[1] * len(shape)).expand(-1, *shape)
+
+
+@pytest.mark.parametrize("diffusion", [0.0, 1.0, 3.0])
+def test_every_diffusion_coefficient_keeps_the_marginals(diffusion: float) -> None:
+    """For one Gaussian a step is a x + b + c z: mean and variance follow without sampling, to O(1/steps)."""
+    mean, std, one = 0.75, 0.625, torch.ones(1, dtype=torch.float64)
+    process, solver = StraightPath(), InterpolantSDE(diffusion)
+    exact = Mixture(mean * one[:, None], std * one, one, process)
+    probes, noise = torch.tensor([[0.0], [1.0], [0.0]]).double(), Scripted(torch.tensor([0.0, 0.0, 1.0]).double())
+
+    def errors(steps: int) -> Tensor:
+        times = torch.linspace(0.98, 0.1, steps + 1, dtype=torch.float64)
+        alpha, sigma = process.alpha(times), process.sigma(times)
+        m, v = alpha[0] * mean, (alpha[0] * std) ** 2 + sigma[0] ** 2
+        for t, s in pairwise(times):
+            b, ab, cb = solver.step(exact, process, probes, t, s, None, noise)[0].flatten()
+            m, v = (ab - b) * m + b, (ab - b) ** 2 * v + (cb - b) ** 2
+        truth = torch.stack([alpha[-1] * mean, (alpha[-1] * std) ** 2 + sigma[-1] ** 2])
+        return (torch.stack([m, v]) - truth).abs()
+
+    coarse, fine = errors(200), errors(400)
+    assert (fine < 0.01).all()
+    assert ((coarse / fine > 1.7) & (coarse / fine < 2.3) | (fine < 1e-12)).all(), (coarse, fine)
+
+
+def test_one_step_of_the_reverse_sde_by_hand() -> None:
+    """x - h (v - w/2 score) + sqrt(w h) z with w = c sigma; the last step, to t = 0, adds no noise."""
+    process, c = StraightPath(), 2.0
+    x, x0, z = (torch.randn(3, 2, generator=seeded(i), dtype=torch.float64) for i in range(3))
+    t, s = torch.tensor([0.6, 0.4], dtype=torch.float64)
+    score, velocity = -(x - 0.4 * x0) / 0.6**2, (x - 0.4 * x0) / 0.6 - x0
+    drift = velocity - c * 0.6 / 2 * score
+
+    class Given(SampleNoise):
+        def __init__(self) -> None: ...
+
+        def __call__(self, shape: tuple[int, ...]) -> Tensor:
+            return z
+
+    solver = InterpolantSDE(c)
+    stepped, _ = solver.step(lambda x, t: x0, process, x, t, s, None, Given())
+    assert torch.allclose(stepped, x - 0.2 * drift + math.sqrt(c * 0.6 * 0.2) * z)
+    ended, _ = solver.step(lambda x, t: x0, process, x, t, 0 * s, None, Given())
+    assert torch.allclose(ended, x - 0.6 * drift)

@@ -1,22 +1,26 @@
 """The formulas of the training objectives and couplings, against closed forms and the numbers of their papers."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise, permutations
 
 import ot
 import pytest
 import torch
-from small import recipe_of
+from small import BASE, recipe_of
 from torch import Tensor, nn
 
 from methods.core.denoiser import Mixture, Network
 from methods.core.objective import Objective
+from methods.core.process import like
 from methods.core.recipe import Recipe
 from methods.core.sampling import SampleNoise
 from methods.training.flow.flow_matching import StraightPath
 from methods.training.flow.ot_cfm import OptimalTransport, optimal_plan
 from methods.training.flow.stochastic_interpolants import InterpolantSDE
 from methods.training.noise_process.immiscible_diffusion import NearestAssignment
+from methods.training.objective._shared import Altered
+from methods.training.objective.input_perturbation import Perturbed
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -137,3 +141,36 @@ def test_one_step_of_the_reverse_sde_by_hand() -> None:
     assert torch.allclose(stepped, x - 0.2 * drift + math.sqrt(c * 0.6 * 0.2) * z)
     ended, _ = solver.step(lambda x, t: x0, process, x, t, 0 * s, None, Given())
     assert torch.allclose(ended, x - 0.6 * drift)
+
+
+# The loss in parts ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ids", [(), ("min_snr_weighting", "v_prediction"), ("flow_matching", "ot_cfm")])
+def test_unaltered_parts_are_the_denoising_loss(ids: tuple[str, ...]) -> None:
+    recipe = replace(recipe_of(*ids), label_dropout=0.5)
+    x0, labels = torch.randn(16, 1, 4, 4, generator=seeded()), torch.arange(16) % 3
+    for objective in (Altered(recipe), Perturbed(recipe, 0.0)):
+        assert torch.equal(losses(recipe, objective, x0, labels), losses(recipe, recipe.objective, x0, labels))
+
+
+def test_inputs_are_noisier_than_the_network_is_told_and_targets_are_not() -> None:
+    """The second noise is gamma sigma xi; a network that knew the first noise alone would have no loss."""
+    gamma, x0 = 0.5, torch.randn(256, 1, 8, 8, generator=seeded())
+    plain, perturbed = Recording(), Recording()
+    for net, objective in ((plain, Altered(BASE)), (perturbed, Perturbed(BASE, gamma))):
+        student = network(BASE, net)
+        objective(student, student, x0, None, seeded(1))
+    (x, u, _), (noisier, told, _) = plain.asked[0], perturbed.asked[0]
+    assert torch.equal(u, told)
+    xi = (noisier - x) / like(BASE.process.sigma(u.double()), x) / gamma
+    assert abs(xi.std() - 1) < 0.02 and abs(xi.mean()) < 0.02
+    noise = x - like(BASE.process.alpha(u.double()), x0) * x0
+    assert abs((noise * xi).mean()) < 0.02, "the second noise is independent of the first"
+
+    class Oracle(nn.Module):
+        def forward(self, x: Tensor, u: Tensor, labels: Tensor) -> Tensor:
+            return torch.randn(x0.shape, generator=seeded(1))
+
+    student = network(BASE, Oracle())
+    assert Perturbed(BASE, gamma)(student, student, x0, None, seeded(1)).max() < 1e-10

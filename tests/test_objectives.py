@@ -10,7 +10,7 @@ import torch
 from small import BASE, recipe_of
 from torch import Tensor, nn
 
-from methods.core.denoiser import Mixture, Network
+from methods.core.denoiser import NULL, Mixture, Network
 from methods.core.objective import Objective
 from methods.core.process import like
 from methods.core.recipe import Recipe
@@ -21,6 +21,7 @@ from methods.training.flow.stochastic_interpolants import InterpolantSDE
 from methods.training.noise_process.immiscible_diffusion import NearestAssignment
 from methods.training.objective._shared import Altered
 from methods.training.objective.input_perturbation import Perturbed
+from methods.training.objective.stable_target_field import StableTarget
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -174,3 +175,54 @@ def test_inputs_are_noisier_than_the_network_is_told_and_targets_are_not() -> No
 
     student = network(BASE, Oracle())
     assert Perturbed(BASE, gamma)(student, student, x0, None, seeded(1)).max() < 1e-10
+
+
+# Stable target field --------------------------------------------------------------------------------------------------
+
+
+def target_of(
+    reference: int, x0: Tensor, x_t: Tensor, t: Tensor, labels: Tensor | None, told: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return StableTarget(BASE, reference).target(BASE.process, x0, torch.zeros_like(x0), x_t, t, labels, told)
+
+
+def test_over_all_images_the_target_is_the_exact_mean() -> None:
+    """That of the mixture of points which the images are."""
+    x0 = torch.randn(40, 2, generator=seeded(), dtype=torch.float64)
+    t = torch.linspace(0.02, 1.0, 40, dtype=torch.float64)
+    x_t = BASE.process.diffuse(x0, torch.randn(40, 2, generator=seeded(1), dtype=torch.float64), t)
+    exact = Mixture(x0, torch.full((40,), 1e-9).double(), torch.full((40,), 1 / 40).double(), BASE.process)
+    clean, noise = target_of(40, x0, x_t, t, None, None)
+    assert torch.allclose(clean, exact(x_t, t), atol=1e-6)
+    assert torch.allclose(BASE.process.diffuse(clean, noise, t), x_t)
+
+
+def test_targets_stay_within_the_class_that_the_network_is_told() -> None:
+    """At pure noise the target is the mean of the class, and of everything where the label was dropped."""
+    x0, labels = torch.randn(12, 2, generator=seeded()), torch.arange(12) % 3
+    told = labels.clone()
+    told[:2] = NULL
+    t = torch.ones(12, dtype=torch.float64)
+    clean, _ = target_of(12, x0, torch.randn(12, 2, generator=seeded(1)), t, labels, told)
+    assert torch.allclose(clean[:2], x0.mean(0).expand(2, -1), atol=1e-5)
+    for row in range(2, 12):
+        assert torch.allclose(clean[row], x0[labels == labels[row]].mean(0), atol=1e-5)
+
+
+def test_a_reference_remembers_the_latest_images_and_lowers_the_variance_of_targets() -> None:
+    x0 = torch.randn(32, 1, 4, 4, generator=seeded())
+    objective = StableTarget(BASE, 80)
+    for batch in range(4):
+        losses(BASE, objective, x0 + batch, torch.full((32,), batch))
+    assert torch.equal(objective.images, torch.cat([x0 + 3, x0 + 2, (x0 + 1)[:16]]))
+    assert objective.labels.unique(return_counts=True)[1].tolist() == [16, 32, 32]
+    t, start = torch.full((32,), 0.8, dtype=torch.float64), torch.randn(32, 1, 4, 4, generator=seeded(2))
+    x_t = BASE.process.diffuse(x0, start, t)
+    averaged, _ = target_of(32, x0, x_t, t, None, None)
+    assert averaged.var(0).sum() < 0.8 * x0.var(0).sum()
+
+
+def test_with_one_image_a_class_nothing_changes() -> None:
+    x0, labels = torch.randn(8, 1, 4, 4, generator=seeded()), torch.arange(8)
+    changed = losses(BASE, StableTarget(BASE, 8), x0, labels)
+    assert torch.allclose(changed, losses(BASE, BASE.objective, x0, labels), rtol=1e-3)

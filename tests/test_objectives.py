@@ -11,8 +11,8 @@ from small import BASE, recipe_of
 from torch import Tensor, nn
 
 from methods.core.denoiser import NULL, Mixture, Network
-from methods.core.objective import Objective
-from methods.core.process import like
+from methods.core.objective import Objective, UniformTimes
+from methods.core.process import Cosine, like
 from methods.core.recipe import Recipe
 from methods.core.sampling import SampleNoise
 from methods.training.flow.flow_matching import StraightPath
@@ -22,6 +22,7 @@ from methods.training.noise_process.immiscible_diffusion import NearestAssignmen
 from methods.training.objective._shared import Altered
 from methods.training.objective.input_perturbation import Perturbed
 from methods.training.objective.loss_aware_timestep_sampling import Bound, BySecondMoment
+from methods.training.objective.speed_timestep_strategy import Asymmetric, ChangeAware
 from methods.training.objective.stable_target_field import StableTarget
 
 
@@ -279,3 +280,28 @@ def test_the_bound_weighs_the_error_of_the_noise_by_the_slope_of_lam(ids: tuple[
     assert torch.allclose(weight, -slope * per_eps, rtol=1e-5)
     if not ids:
         assert torch.allclose(weight, math.pi / torch.sin(math.pi * t))
+
+
+# SpeeD ----------------------------------------------------------------------------------------------------------------
+
+
+def test_times_follow_the_papers_two_probabilities() -> None:
+    """P = k / (T + tau (k - 1)) a step up to tau, and a k-th of it past it: T = 1000, tau = 700, k = 5."""
+    n = 400_000
+    t = Asymmetric(5.0, 0.7)(Cosine(), n, seeded())
+    counts = torch.histc(t.float(), 10, 0, 1) / n
+    early, late = 100 * 5 / (1000 + 700 * 4), 100 * 1 / (1000 + 700 * 4)
+    assert torch.allclose(counts[:7], torch.full((7,), early), atol=3e-3)
+    assert torch.allclose(counts[7:], torch.full((3,), late), atol=3e-3)
+    assert torch.allclose(Asymmetric(1.0, 0.7)(Cosine(), 9, seeded()), UniformTimes()(Cosine(), 9, seeded()))
+
+
+def test_weights_are_the_rescaled_gradient_of_the_variance() -> None:
+    """As the official code has them, from differences over 1,000 steps; 1 past tau; on the error of the noise."""
+    process = Cosine()
+    t = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    gradient = torch.gradient(process.sigma(t) ** 2)[0]
+    rescaled = 0.4 + 0.2 * (gradient - gradient.min()) / (gradient.max() - gradient.min())
+    expected = torch.where(t < 0.7, rescaled, 1.0)
+    gain = BASE.parameterization.gain(process, t)
+    assert torch.allclose(ChangeAware(0.6, 0.7).on_target(process.lam(t), gain), expected, atol=2e-3)

@@ -7,10 +7,12 @@ from itertools import pairwise, permutations
 import ot
 import pytest
 import torch
-from small import BASE, recipe_of
+from small import BASE, CLASSES, SHAPE, recipe_of
 from torch import Tensor, nn
 
-from methods.core.denoiser import NULL, Mixture, Network
+from methods.core import models, run
+from methods.core.activation import tallied
+from methods.core.denoiser import NULL, Labels, Mixture, Network
 from methods.core.objective import Objective, UniformTimes
 from methods.core.process import Cosine, like
 from methods.core.recipe import Recipe
@@ -22,6 +24,7 @@ from methods.training.noise_process.immiscible_diffusion import NearestAssignmen
 from methods.training.objective._shared import Altered
 from methods.training.objective.input_perturbation import Perturbed
 from methods.training.objective.loss_aware_timestep_sampling import Bound, BySecondMoment
+from methods.training.objective.self_conditioning import OwnEstimate, WithEstimate, memories
 from methods.training.objective.speed_timestep_strategy import Asymmetric, ChangeAware
 from methods.training.objective.stable_target_field import StableTarget
 
@@ -305,3 +308,77 @@ def test_weights_are_the_rescaled_gradient_of_the_variance() -> None:
     expected = torch.where(t < 0.7, rescaled, 1.0)
     gain = BASE.parameterization.gain(process, t)
     assert torch.allclose(ChangeAware(0.6, 0.7).on_target(process.lam(t), gain), expected, atol=2e-3)
+
+
+# Self-conditioning ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ids", [("self_conditioning",), ("dit", "self_conditioning")])
+def test_two_convolutions_are_one_of_image_and_estimate(ids: tuple[str, ...]) -> None:
+    """The paper's concatenation of channels."""
+    net = models.build(recipe_of(*ids), SHAPE, CLASSES).net
+    (first,) = memories(net)
+    image, both = first.image, torch.cat([first.image.weight, first.estimate.weight], dim=1)
+    x, given = torch.randn(3, *SHAPE, generator=seeded()), torch.randn(3, *SHAPE, generator=seeded(1))
+    first.given = given
+    assert isinstance(image, nn.Conv2d)
+    joined = nn.functional.conv2d(torch.cat([x, given], dim=1), both, image.bias, image.stride, image.padding)
+    assert torch.allclose(first(x), joined, atol=1e-5)
+    first.reset()
+    assert torch.allclose(first(x), image(x))
+
+
+class Affine(nn.Module):
+    """Adds what its first part makes of the image and of the estimate; the estimate's share shows in the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = WithEstimate(nn.Conv2d(1, 1, 1, bias=False))
+        nn.init.constant_(self.stem.image.weight, 0.5)  # pyright: ignore[reportArgumentType]
+        nn.init.constant_(self.stem.estimate.weight, 0.25)
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor, u: Tensor, labels: Tensor) -> Tensor:
+        given = self.stem.given
+        self.seen.append(torch.zeros_like(x) if given is None else given.clone())
+        return self.stem(x)
+
+
+def test_half_of_a_batch_is_shown_the_estimate_made_without_one_and_no_gradient_passes_through_it() -> None:
+    net, x0 = Affine(), torch.randn(8, 1, 4, 4, generator=seeded())
+    student = network(BASE, net)
+    student.bounds = (-1.0, 1.0)
+    loss = OwnEstimate(BASE, 0.5)(student, student, x0, None, seeded(1)).sum()
+    without, shown = net.seen
+    assert len(without) == 4 and not without.any() and not shown[4:].any() and not shown.requires_grad
+    eps = torch.randn(x0.shape, generator=(rng := seeded(1)))
+    t = BASE.times(BASE.process, 8, rng)
+    x_t = BASE.process.diffuse(x0, eps, t)
+    alone = BASE.parameterization.clean(BASE.process, x_t, 0.5 * x_t, t).clamp(-1, 1)
+    assert torch.allclose(shown[:4], alone[:4], atol=1e-5)
+    answer = 0.5 * x_t
+    answer[:4] += 0.25 * alone[:4]
+    assert torch.allclose(loss, (answer - eps).square().flatten(1).mean(1).sum(), rtol=1e-4)
+    assert next(memories(net)).given is None
+
+
+def test_sampling_shows_every_step_the_estimate_of_the_one_before() -> None:
+    recipe = replace(recipe_of("self_conditioning"), steps=5)
+    net, given, made = models.build(recipe, SHAPE, CLASSES), [], []
+    deployed = run.deploy(recipe, net.eval())
+    (memory,) = memories(deployed.network.net)  # pyright: ignore[reportAttributeAccessIssue]
+    memory.register_forward_pre_hook(lambda module, inputs: given.append(module.given))
+    asked = type(deployed.denoiser).__call__
+
+    def listening(denoiser: object, x_t: Tensor, t: Tensor, labels: Labels = None) -> Tensor:
+        made.append(asked(deployed.denoiser, x_t, t, labels))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch, tallied() as counters:
+        patch.setattr(type(deployed.denoiser), "__call__", listening)
+        run.generate(recipe, deployed, torch.tensor([0, 1]), [0, 1])
+        run.generate(recipe, deployed, torch.tensor([0, 1]), [2, 3])
+    for first in (0, 5):
+        assert given[first] is None, "a new trajectory forgets"
+        assert all(torch.equal(a, b) for a, b in zip(given[first + 1 : first + 5], made[first:], strict=False))
+    assert counters["estimates_shown"] == 2 * 2 * 4 and deployed.network.rows == 2 * 2 * 5

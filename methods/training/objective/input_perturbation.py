@@ -3,8 +3,8 @@
 In training the network sees real images with exact noise, in sampling its own slightly wrong results, and the errors
 add up over the chain. Noise on top of the noise, which is not asked for, stands for those errors.
 
-Source: Ning et al. 2023 "Input Perturbation Reduces Exposure Bias in Diffusion Models" (2301.11706), algorithm 3: x_t
-is made with eps + gamma xi and the target stays eps; as in the official code, `training_losses`.
+Source: Ning et al. 2023 "Input Perturbation Reduces Exposure Bias in Diffusion Models" (2301.11706), training with
+perturbed input: x_t is made with eps + gamma xi and the target stays eps, as in `training_losses` of the official code.
 Limits: one gamma for all noise levels. With a target other than the noise, the same eps and x_0 make up that target.
 """
 

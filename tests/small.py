@@ -21,7 +21,11 @@ TECHNIQUES = load().techniques
 IDS = list(TECHNIQUES)
 BASE = baseline(UNetConfig(8), Fit(2, batch=8, learning_rate=1e-2, warmup=1, ema=0.5))
 SHAPE, CLASSES, SEEDS = (1, 8, 8), 3, [0, 1, 2]
-TINY = {"progressive_distillation": {"steps": 4, "start_steps": 8, "fraction": 0.5}, "diff_pruning": {"fraction": 0.5}}
+TINY = {
+    "progressive_distillation": {"steps": 4, "start_steps": 8, "fraction": 0.5},
+    "diff_pruning": {"fraction": 0.5},
+    "loss_aware_timestep_sampling": {"levels": 2, "history": 1},
+}
 """Parameters that make a technique's own training a single iteration."""
 
 

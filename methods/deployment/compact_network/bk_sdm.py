@@ -70,11 +70,9 @@ def listening(net: nn.Module) -> Iterator[list[tuple[tuple[Tensor, ...], Tensor]
     """Inputs and output, in the order in which they run, of every stage of a U-Net, down and up, and of the whole."""
     heard: list[tuple[tuple[Tensor, ...], Tensor]] = []
     stages = [stage for level in net.modules() if isinstance(level, Level) for stage in (level.down[-1], level)]
-
-    def hear(part: nn.Module, given: tuple[Tensor, ...], answer: Tensor) -> None:
-        heard.append((given, answer))
-
-    hooks = [part.register_forward_hook(hear) for part in (*stages, net)]
+    hooks = [
+        part.register_forward_hook(lambda _, given, answer: heard.append((given, answer))) for part in (*stages, net)
+    ]
     yield heard
     for hook in hooks:
         hook.remove()

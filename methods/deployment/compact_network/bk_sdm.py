@@ -1,8 +1,7 @@
 """Takes whole blocks out of a trained U-Net, and teaches the rest to think and answer as the whole did.
 
-Stages were trained to pass on nearly the same features however many blocks they have, so the second block of a stage
-and the innermost stage can go. What is left starts from the teacher's weights, and is shown, beside the task, what
-every stage of the teacher sends on: a far better guide than the noise alone, so that little data and time suffice.
+Stages pass on nearly the same features however many blocks they have, so some can go. What is left starts from the
+teacher's weights and is shown, beside the task, what every stage of the teacher sends on: a better guide than noise.
 
 Source: Kim et al. 2024 "BK-SDM" (2305.15798): blocks as in BK-SDM-Small (the second residual block of every stage, and
 the middle stage), L_task + L_out + L_feat with unit weights over the ends of all stages, as in the official code.
@@ -43,11 +42,10 @@ class Through(nn.Module):
 def without_blocks(net: nn.Module) -> nn.Module:
     """A copy of a U-Net without its middle stage, and without the second block of every stage that has one."""
     net = rewrite_type(net, Middle, lambda middle: Through())
-    for level in net.modules():
-        if isinstance(level, Level):
-            for blocks in (level.down, level.up):
-                if len(blocks) > 1:
-                    blocks[1] = Through()
+    for level in (part for part in net.modules() if isinstance(part, Level)):
+        for blocks in (level.down, level.up):
+            if len(blocks) > 1:
+                blocks[1] = Through()
     return net
 
 
@@ -70,9 +68,11 @@ def listening(net: nn.Module) -> Iterator[list[tuple[tuple[Tensor, ...], Tensor]
     """Inputs and output, in the order in which they run, of every stage of a U-Net, down and up, and of the whole."""
     heard: list[tuple[tuple[Tensor, ...], Tensor]] = []
     stages = [stage for level in net.modules() if isinstance(level, Level) for stage in (level.down[-1], level)]
-    hooks = [
-        part.register_forward_hook(lambda _, given, answer: heard.append((given, answer))) for part in (*stages, net)
-    ]
+
+    def hear(part: nn.Module, given: tuple[Tensor, ...], answer: Tensor) -> None:
+        heard.append((given, answer))
+
+    hooks = [part.register_forward_hook(hear) for part in (*stages, net)]
     yield heard
     for hook in hooks:
         hook.remove()

@@ -1,0 +1,87 @@
+"""Networks and spaces: what each of them computes, held to closed forms, and what it costs."""
+
+import torch
+from torch import Tensor, nn
+
+from methods.measure.cost import macs, parameters
+from methods.nets.unet import UNetConfig
+from methods.nets.uvit import EXTRAS, UViT, UViTConfig
+
+SHAPE, CLASSES = (1, 8, 8), 10
+BASELINE = UNetConfig(24, (1, 2), 1)
+"""The network of the digits."""
+
+
+def shaken(net: nn.Module, std: float = 0.1) -> nn.Module:
+    """Every parameter moved, so that nothing is zero because it began so."""
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += std * torch.randn(parameter.shape, generator=rng)
+    return net.eval()
+
+
+def asked(n: int = 2, shape: tuple[int, ...] = SHAPE) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, noise levels and labels."""
+    rng = torch.Generator().manual_seed(1)
+    return torch.randn(n, *shape, generator=rng), torch.rand(n, generator=rng), torch.arange(n) % CLASSES
+
+
+def work(net: nn.Module, shape: tuple[int, ...] = SHAPE) -> int:
+    """Multiply-accumulates of one evaluation."""
+    with torch.inference_mode():
+        return macs(lambda: net(*asked(1, shape)))[0]
+
+
+def test_sizes_are_those_of_the_baseline() -> None:
+    """Within a factor of two, so that what is compared is a design and not a size."""
+    reference = BASELINE.build(SHAPE, CLASSES)
+    for config in (UViTConfig(),):
+        net = config.build(SHAPE, CLASSES)
+        assert 0.5 < parameters(net) / parameters(reference) < 2, type(net).__name__
+        assert 0.5 < work(net) / work(reference) < 2, type(net).__name__
+
+
+# U-ViT ----------------------------------------------------------------------------------------------------------------
+
+
+def uvit(skips: bool = True) -> UViT:
+    net = shaken(UViTConfig(width=16, pairs=2, heads=2, skips=skips).build(SHAPE, CLASSES))
+    assert isinstance(net, UViT)
+    return net
+
+
+def test_noise_level_and_class_are_tokens_of_their_own() -> None:
+    """Seventeen and eighteen of an 8x8 image in patches of 2: each hears one of the two, and both reach the answer."""
+    net, (x, u, labels) = uvit(), asked()
+    seen: list[Tensor] = []
+    net.get_submodule("shallow.0").register_forward_pre_hook(lambda block, given: seen.append(given[0]))
+    plain, other_level, other_class = net(x, u, labels), net(x, 1 - u, labels), net(x, u, labels + 1)
+    assert seen[0].shape[1] == 16 + EXTRAS
+    level, label = ((a - b).abs().amax((0, 2)) > 1e-6 for a, b in ((seen[0], seen[1]), (seen[0], seen[2])))
+    assert level.nonzero().flatten().tolist() == [16] and label.nonzero().flatten().tolist() == [17]
+    assert not torch.allclose(plain, other_level) and not torch.allclose(plain, other_class)
+
+
+def test_long_skips_join_block_i_to_block_n_minus_1_minus_i() -> None:
+    """With W = [0, 1] a deep block is given what the shallow block opposite to it returned, and nothing else."""
+    net, width = uvit(), 16
+    with torch.no_grad():
+        for join in net.joins:
+            assert isinstance(join, nn.Linear)
+            join.weight.copy_(torch.cat([torch.zeros(width, width), torch.eye(width)], dim=1))
+            join.bias.zero_()
+    left: list[Tensor] = []
+    given: list[Tensor] = []
+    for block in net.shallow:
+        block.register_forward_hook(lambda block, inputs, output: left.append(output))  # pyright: ignore[reportArgumentType]
+    for block in net.deep:
+        block.register_forward_pre_hook(lambda block, inputs: given.append(inputs[0]))
+    net(*asked())
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(given, reversed(left), strict=True))
+    assert not torch.allclose(left[0], left[1])
+
+
+def test_without_long_skips_only_their_linear_layers_go() -> None:
+    difference = parameters(uvit()) - parameters(uvit(skips=False))
+    assert difference == 2 * (2 * 16 * 16 + 16)

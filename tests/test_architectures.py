@@ -1,8 +1,10 @@
 """Networks and spaces: what each of them computes, held to closed forms, and what it costs."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from methods.architecture.transform_space.wavelet_diffusion import Haar
 from methods.measure.cost import macs, parameters
 from methods.nets.unet import UNetConfig
 from methods.nets.uvit import EXTRAS, UViT, UViTConfig
@@ -85,3 +87,24 @@ def test_long_skips_join_block_i_to_block_n_minus_1_minus_i() -> None:
 def test_without_long_skips_only_their_linear_layers_go() -> None:
     difference = parameters(uvit()) - parameters(uvit(skips=False))
     assert difference == 2 * (2 * 16 * 16 + 16)
+
+
+# Wavelets -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_haar_bands_are_an_orthonormal_transform_halved(channels: int) -> None:
+    x = torch.rand(5, channels, 8, 8, generator=torch.Generator().manual_seed(6)) * 2 - 1
+    bands = Haar().encode(x)
+    assert bands.shape == (5, 4 * channels, 4, 4)
+    assert torch.allclose((2 * bands).square().sum((1, 2, 3)), x.square().sum((1, 2, 3)), rtol=1e-5)
+    assert torch.allclose(Haar().decode(bands), x, atol=1e-6) and bands.abs().max() <= 1
+
+
+def test_bands_are_average_and_differences() -> None:
+    """[[1, 2], [3, 5]] / 8 in every cell: the average first, then right from left, below from above, diagonal."""
+    x = (torch.tensor([[1.0, 2.0], [3.0, 5.0]]) / 8).tile(1, 1, 4, 4)
+    expected = torch.tensor([11.0, -3.0, -5.0, 1.0]) / 32
+    assert torch.allclose(Haar().encode(x), expected.reshape(1, 4, 1, 1).expand(1, 4, 4, 4))
+    flat = Haar().encode(torch.full((1, 3, 8, 8), 0.5))
+    assert torch.allclose(flat[:, :3], torch.tensor(0.5)) and flat[:, 3:].abs().max() == 0

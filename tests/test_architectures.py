@@ -1,12 +1,15 @@
 """Networks and spaces: what each of them computes, held to closed forms, and what it costs."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from methods.architecture.transform_space.wavelet_diffusion import Haar
 from methods.measure.cost import macs, parameters
-from methods.nets.unet import UNetConfig
+from methods.nets.efficient_unet import EfficientUNetConfig, Resampled
+from methods.nets.unet import ResidualBlock, UNetConfig
 from methods.nets.uvit import EXTRAS, UViT, UViTConfig
 
 SHAPE, CLASSES = (1, 8, 8), 10
@@ -36,9 +39,12 @@ def work(net: nn.Module, shape: tuple[int, ...] = SHAPE) -> int:
 
 
 def test_sizes_are_those_of_the_baseline() -> None:
-    """Within a factor of two, so that what is compared is a design and not a size."""
+    """Within a factor of two, so that what is compared is a design and not a size; one in its usual order."""
     reference = BASELINE.build(SHAPE, CLASSES)
-    for config in (UViTConfig(),):
+    for config in (
+        UViTConfig(),
+        EfficientUNetConfig(low=False),
+    ):
         net = config.build(SHAPE, CLASSES)
         assert 0.5 < parameters(net) / parameters(reference) < 2, type(net).__name__
         assert 0.5 < work(net) / work(reference) < 2, type(net).__name__
@@ -108,3 +114,35 @@ def test_bands_are_average_and_differences() -> None:
     assert torch.allclose(Haar().encode(x), expected.reshape(1, 4, 1, 1).expand(1, 4, 4, 4))
     flat = Haar().encode(torch.full((1, 3, 8, 8), 0.5))
     assert torch.allclose(flat[:, :3], torch.tensor(0.5)) and flat[:, 3:].abs().max() == 0
+
+
+# Efficient U-Net ------------------------------------------------------------------------------------------------------
+
+
+def test_blocks_run_at_the_lower_resolution_and_double_in_number() -> None:
+    sizes: dict[bool, list[int]] = {}
+    for low in (True, False):
+        net = shaken(EfficientUNetConfig(8, levels=2, low=low).build(SHAPE, CLASSES))
+        seen = sizes[low] = []
+        for part in net.modules():
+            if isinstance(part, ResidualBlock):
+                part.register_forward_hook(lambda block, given, out, seen=seen: seen.append(out.shape[2]))  # pyright: ignore
+        assert net(*asked()).shape == (2, *SHAPE)
+    assert sizes == {True: [4, 2, 2, 2, 2, 4], False: [8, 4, 4, 4, 4, 8]}
+
+
+def test_reversing_the_order_moves_work_and_not_parameters() -> None:
+    low, high = (EfficientUNetConfig(low=low).build(SHAPE, CLASSES) for low in (True, False))
+    assert abs(parameters(low) / parameters(high) - 1) < 0.02 and work(low) < work(high) / 2
+
+
+def test_skips_are_scaled_by_the_root_of_one_half() -> None:
+    """What the last stage is given: below, as it is, and beside it what the first stage returned, over sqrt 2."""
+    net = shaken(EfficientUNetConfig(8, levels=2).build(SHAPE, CLASSES))
+    stages = [part for part in net.modules() if isinstance(part, Resampled)]
+    heard: list[tuple[Tensor, Tensor]] = []
+    for stage in stages:
+        stage.register_forward_hook(lambda stage, given, out: heard.append((given[0], out)))  # pyright: ignore
+    net(*asked())
+    (_, first), _, (_, below), (given, _) = heard
+    assert torch.allclose(given, torch.cat([below, first / math.sqrt(2)], dim=1))

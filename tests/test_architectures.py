@@ -5,11 +5,14 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from methods.architecture.transform_space.wavelet_diffusion import Haar
+from methods.core.activation import tallied
 from methods.measure.cost import macs, parameters
+from methods.nets.adm import ADM, ADMConfig, ResamplingBlock
 from methods.nets.efficient_unet import EfficientUNetConfig, Resampled
-from methods.nets.unet import ResidualBlock, UNetConfig
+from methods.nets.unet import Attention, ResidualBlock, UNetConfig
 from methods.nets.uvit import EXTRAS, UViT, UViTConfig
 
 SHAPE, CLASSES = (1, 8, 8), 10
@@ -44,6 +47,7 @@ def test_sizes_are_those_of_the_baseline() -> None:
     for config in (
         UViTConfig(),
         EfficientUNetConfig(low=False),
+        ADMConfig(),
     ):
         net = config.build(SHAPE, CLASSES)
         assert 0.5 < parameters(net) / parameters(reference) < 2, type(net).__name__
@@ -146,3 +150,53 @@ def test_skips_are_scaled_by_the_root_of_one_half() -> None:
     net(*asked())
     (_, first), _, (_, below), (given, _) = heard
     assert torch.allclose(given, torch.cat([below, first / math.sqrt(2)], dim=1))
+
+
+# ADM ------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_block_hands_a_skip_across_and_resolution_changes_inside_of_blocks() -> None:
+    """Two levels of two blocks: six skips (stem, four blocks, one halving) for three blocks a level on the way up."""
+    net = shaken(ADMConfig(8, levels=2, blocks=2, head=4).build(SHAPE, CLASSES))
+    assert isinstance(net, ADM)
+    assert len([*net.up.children()]) == 6 and len([*net.down.children()]) == 5
+    with tallied() as counters:
+        assert net(*asked()).shape == (2, *SHAPE)
+    assert counters["resampled_in_a_block"] == 4  # a halving and a doubling, each of the block's input and of its skip
+    strided = [part for part in net.modules() if isinstance(part, nn.Conv2d) and part.stride != (1, 1)]
+    assert not strided
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_a_resampling_block_begins_as_resampling_alone(scale: float) -> None:
+    x, condition = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(7)), torch.randn(2, 32)
+    block = ResamplingBlock(8, 8, 32, True, scale)
+    nn.init.zeros_(block.conv_out.bias)  # pyright: ignore[reportArgumentType]
+    expected = F.avg_pool2d(x, 2) if scale < 1 else x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert torch.allclose(block(x, condition), expected)
+
+
+def test_norms_are_scaled_and_shifted_after_they_normalise_or_are_added_to_before() -> None:
+    """A constant added to a whole channel group goes under in a norm: only adaptive norms can pass it on."""
+    x = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(8))
+    heard: list[Tensor] = []
+    for adaptive in (True, False):
+        block = shaken(ResamplingBlock(8, 8, 32, adaptive))
+        with torch.no_grad():
+            scale_shift = block.get_submodule("scale_shift")
+            assert isinstance(scale_shift, nn.Linear)
+            scale_shift.weight.zero_()
+        block.get_submodule("conv_out").register_forward_pre_hook(lambda conv, given: heard.append(given[0]))
+        plain = block(x, torch.zeros(2, 32))
+        with torch.no_grad():
+            scale_shift.bias.add_(1)
+        changed = block(x, torch.zeros(2, 32))
+        assert torch.allclose(plain, changed, atol=1e-4) != adaptive
+
+
+def test_heads_have_a_width_and_attention_is_at_the_lowest_resolutions() -> None:
+    for attended, count in ((0, 1), (1, 6), (2, 11)):
+        net = ADMConfig(16, levels=2, blocks=2, attended=attended, head=8).build(SHAPE, CLASSES)
+        attentions = [part for part in net.modules() if isinstance(part, Attention)]
+        assert len(attentions) == count
+        assert all(part.query.in_features // part.heads == 8 for part in attentions)

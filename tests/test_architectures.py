@@ -11,7 +11,9 @@ from methods.architecture.transform_space.wavelet_diffusion import Haar
 from methods.core.activation import tallied
 from methods.measure.cost import macs, parameters
 from methods.nets.adm import ADM, ADMConfig, ResamplingBlock
+from methods.nets.dit import DiTConfig
 from methods.nets.efficient_unet import EfficientUNetConfig, Resampled
+from methods.nets.routed_dit import RoutedDiT, RoutedDiTConfig, window
 from methods.nets.unet import Attention, ResidualBlock, UNetConfig
 from methods.nets.uvit import EXTRAS, UViT, UViTConfig
 
@@ -200,3 +202,45 @@ def test_heads_have_a_width_and_attention_is_at_the_lowest_resolutions() -> None
         attentions = [part for part in net.modules() if isinstance(part, Attention)]
         assert len(attentions) == count
         assert all(part.query.in_features // part.heads == 8 for part in attentions)
+
+
+# Task routing ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_window_is_that_of_the_official_mask() -> None:
+    """Of T levels, the i-th opens int(beta C) channels from round((i / (T - 1))^alpha (C - int(beta C))) on."""
+    for levels, channels, share, bend in ((1000, 96, 0.8, 4.0), (10, 7, 0.35, 1.0)):
+        opened = window(torch.linspace(0, 1, levels, dtype=torch.float64), channels, share, bend)
+        width = int(share * channels)
+        assert (opened.sum(1) == width).all()
+        starts = opened.float().argmax(1)
+        expected = [round((i / (levels - 1)) ** bend * (channels - width)) for i in range(levels)]
+        assert starts.tolist() == expected and starts[0] == 0 and starts[-1] == channels - width
+    early, late = window(torch.tensor([0.0, 0.3, 0.7, 1.0]), 96, 0.8, 4.0).split(2)
+    assert (early[0] ^ early[1]).sum() < (late[0] ^ late[1]).sum(), "neighbours at high noise share fewer"
+
+
+def test_closed_channels_pass_a_block_by_and_are_not_seen_by_it() -> None:
+    net = shaken(RoutedDiTConfig(width=16, depth=1, heads=2, share=0.5).build(SHAPE, CLASSES))
+    block = net.get_submodule("blocks.0")
+    x, condition = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(9)), torch.randn(2, 16)
+    opened = window(torch.tensor([0.0, 1.0]), 16, 0.5, 4.0).float()
+    other = x + (1 - opened[:, None])  # other values in closed channels alone
+    a, b = block(x, condition, opened), block(other, condition, opened)
+    closed = (opened[:, None] == 0).expand_as(a)
+    given = (x * opened[:, None])[closed]
+    assert given.abs().max() == 0
+    assert torch.allclose(b - a, 1 - opened[:, None].expand_as(a), atol=1e-5)
+
+
+def test_routes_have_no_parameters_and_with_all_channels_open_there_are_none() -> None:
+    routed, plain = (
+        config(width=16, depth=2, heads=2).build(SHAPE, CLASSES) for config in (RoutedDiTConfig, DiTConfig)
+    )
+    assert parameters(routed) == parameters(plain)
+    plain.load_state_dict(shaken(routed).state_dict())
+    x, u, labels = asked(4)
+    assert not torch.allclose(routed(x, u, labels), plain(x, u, labels))
+    assert isinstance(routed, RoutedDiT)
+    routed.share = 1.0
+    assert torch.allclose(routed(x, u, labels), plain(x, u, labels), atol=1e-5)

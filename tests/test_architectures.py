@@ -7,10 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from methods.architecture.multiscale.simple_diffusion import ShiftedCosine, multiscale
 from methods.architecture.transform_space.wavelet_diffusion import Haar
 from methods.core.activation import tallied
+from methods.core.process import Cosine
 from methods.measure.cost import macs, parameters
 from methods.nets.adm import ADM, ADMConfig, ResamplingBlock
+from methods.nets.deep_unet import DeepUNetConfig
 from methods.nets.dit import DiTConfig
 from methods.nets.efficient_unet import EfficientUNetConfig, Resampled
 from methods.nets.routed_dit import RoutedDiT, RoutedDiTConfig, window
@@ -50,6 +53,7 @@ def test_sizes_are_those_of_the_baseline() -> None:
         UViTConfig(),
         EfficientUNetConfig(low=False),
         ADMConfig(),
+        DeepUNetConfig(width=16, deepest=4),
     ):
         net = config.build(SHAPE, CLASSES)
         assert 0.5 < parameters(net) / parameters(reference) < 2, type(net).__name__
@@ -244,3 +248,47 @@ def test_routes_have_no_parameters_and_with_all_channels_open_there_are_none() -
     assert isinstance(routed, RoutedDiT)
     routed.share = 1.0
     assert torch.allclose(routed(x, u, labels), plain(x, u, labels), atol=1e-5)
+
+
+# Simple diffusion -----------------------------------------------------------------------------------------------------
+
+
+def test_the_schedule_is_shifted_by_the_log_of_the_ratio() -> None:
+    t, plain = torch.linspace(0.01, 0.99, 50, dtype=torch.float64), Cosine()
+    for ratio in (0.25, 0.5, 2.0):
+        shifted = ShiftedCosine(ratio)
+        assert torch.allclose(shifted.lam(t), plain.lam(t) + math.log(ratio))
+        assert torch.allclose(shifted.alpha(t) ** 2 + shifted.sigma(t) ** 2, torch.ones_like(t))
+        assert torch.allclose(shifted.time(shifted.lam(t)), t)
+    assert torch.allclose(ShiftedCosine(1.0).alpha(t), plain.alpha(t))
+
+
+def test_an_image_averaged_down_has_the_noise_of_a_small_image() -> None:
+    """Why it is shifted: of 2x2 averages of x_t the signal-to-noise ratio is 4 times that of a pixel."""
+    t = torch.tensor(0.6, dtype=torch.float64)
+    noise = torch.randn(1, 1, 512, 512, dtype=torch.float64, generator=torch.Generator().manual_seed(10))
+    process = ShiftedCosine(0.5)
+    lam = torch.log(process.alpha(t) / F.avg_pool2d(process.sigma(t) * noise, 2).std())
+    assert lam.item() == pytest.approx(Cosine().lam(t).item(), abs=0.01)
+
+
+def test_the_multiscale_loss_weighs_each_side_by_its_inverse() -> None:
+    """A constant error counts at every side; one that alternates between neighbours at the finest alone."""
+    constant, coarse = torch.full((2, 1, 8, 8), 3.0), (1, 2, 4, 8)
+    for coarsest in coarse:
+        expected = 9 * sum(1 / side for side in coarse if side >= coarsest)
+        assert multiscale(constant, coarsest) == pytest.approx([expected] * 2)
+    checks = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2.0 - 1
+    assert multiscale(3 * checks.reshape(1, 1, 8, 8), 1).item() == pytest.approx(9 / 8)
+
+
+def test_blocks_are_added_at_the_lowest_resolution_alone() -> None:
+    sizes: dict[int, list[int]] = {}
+    for deepest in (1, 3):
+        net = shaken(DeepUNetConfig(8, deepest=deepest).build(SHAPE, CLASSES))
+        seen = sizes[deepest] = []
+        for part in net.modules():
+            if isinstance(part, ResidualBlock):
+                part.register_forward_hook(lambda block, given, out, seen=seen: seen.append(out.shape[2]))  # pyright: ignore
+        net(*asked())
+    assert sizes[3].count(8) == sizes[1].count(8) == 2 and sizes[3].count(4) - sizes[1].count(4) == 4

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from methods.architecture.conditional_compute.timestep_early_exit import ExitingDiT, ExitingDiTConfig, blocks_at
 from methods.architecture.multiscale.simple_diffusion import ShiftedCosine, multiscale
 from methods.architecture.transform_space.wavelet_diffusion import Haar
 from methods.core.activation import tallied
@@ -248,6 +249,48 @@ def test_routes_have_no_parameters_and_with_all_channels_open_there_are_none() -
     assert isinstance(routed, RoutedDiT)
     routed.share = 1.0
     assert torch.allclose(routed(x, u, labels), plain(x, u, labels), atol=1e-5)
+
+
+# Early exits ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_schedule_is_the_official_one() -> None:
+    """For 28 blocks: 28 near the data, then 24, 20, 16, and 12 near noise, in five equal parts of the levels."""
+    middles = (torch.arange(10) + 0.5) / 10
+    assert blocks_at(middles, 28, 12 / 28).tolist() == [28, 28, 24, 24, 20, 20, 16, 16, 12, 12]
+    assert blocks_at(torch.tensor([0.0, 1.0]), 28, 12 / 28).tolist() == [28, 12]
+    assert blocks_at(middles, 8, 0.43).double().mean() / 8 == pytest.approx(0.725)
+
+
+def exiting(depth: int = 4) -> ExitingDiT:
+    net = shaken(ExitingDiTConfig(2, 16, depth, 2, 0.5).build(SHAPE, CLASSES))
+    assert isinstance(net, ExitingDiT)
+    return net
+
+
+def test_a_row_leaves_after_the_blocks_of_its_own_level() -> None:
+    """Each row of a mixed batch is what a DiT of so many blocks, with the same weights, answers."""
+    net = exiting()
+    x, _, labels = asked(5)
+    u = torch.tensor([0.05, 0.95, 0.5, 0.3, 0.7])
+    net.exits.fill_(True)
+    answer = net(x, u, labels)
+    for row, depth in enumerate(blocks_at(u, 4, 0.5).tolist()):
+        short = DiTConfig(2, 16, depth, 2).build(SHAPE, CLASSES)
+        short.load_state_dict(net.state_dict(), strict=False)
+        assert torch.allclose(short(x, u, labels)[row], answer[row], atol=1e-5), depth
+    assert blocks_at(u, 4, 0.5).unique().numel() > 2
+
+
+def test_blocks_left_out_are_not_run() -> None:
+    net = exiting(8)
+    x, labels = torch.zeros(1, *SHAPE), torch.zeros(1, dtype=torch.long)
+    spent = []
+    for opened, level in ((False, 0.9), (True, 0.9), (True, 0.1)):
+        net.exits.fill_(opened)
+        with torch.inference_mode():
+            spent.append(macs(lambda level=level: net(x, torch.tensor([level]), labels))[0])
+    assert spent[0] == spent[2] and 0.4 < spent[1] / spent[0] < 0.6
 
 
 # Simple diffusion -----------------------------------------------------------------------------------------------------

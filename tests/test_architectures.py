@@ -1,11 +1,14 @@
 """Networks and spaces: what each of them computes, held to closed forms, and what it costs."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from methods.architecture.conditional_compute.timestep_early_exit import ExitingDiT, ExitingDiTConfig, blocks_at
 from methods.architecture.multiscale.simple_diffusion import ShiftedCosine, multiscale
@@ -15,8 +18,9 @@ from methods.core.process import Cosine
 from methods.measure.cost import macs, parameters
 from methods.nets.adm import ADM, ADMConfig, ResamplingBlock
 from methods.nets.deep_unet import DeepUNetConfig
-from methods.nets.dit import DiTConfig
+from methods.nets.dit import DiTConfig, SelfAttention
 from methods.nets.efficient_unet import EfficientUNetConfig, Resampled
+from methods.nets.linear_dit import LinearAttention, LinearDiTConfig, MixFFN, attend
 from methods.nets.routed_dit import RoutedDiT, RoutedDiTConfig, window
 from methods.nets.unet import Attention, ResidualBlock, UNetConfig
 from methods.nets.uvit import EXTRAS, UViT, UViTConfig
@@ -52,6 +56,7 @@ def test_sizes_are_those_of_the_baseline() -> None:
     reference = BASELINE.build(SHAPE, CLASSES)
     for config in (
         UViTConfig(),
+        LinearDiTConfig(),
         EfficientUNetConfig(low=False),
         ADMConfig(),
         DeepUNetConfig(width=16, deepest=4),
@@ -104,6 +109,92 @@ def test_long_skips_join_block_i_to_block_n_minus_1_minus_i() -> None:
 def test_without_long_skips_only_their_linear_layers_go() -> None:
     difference = parameters(uvit()) - parameters(uvit(skips=False))
     assert difference == 2 * (2 * 16 * 16 + 16)
+
+
+# Linear attention -----------------------------------------------------------------------------------------------------
+
+
+def drawn(n: int, width: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of n tokens and two heads, in double precision."""
+    rng = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(3, 2, n, width, generator=rng, dtype=torch.float64) for _ in range(3))
+    return q, k, v
+
+
+@pytest.mark.parametrize("n", [1, 5, 40])
+def test_linear_attention_is_attention_with_relu_kernels(n: int) -> None:
+    """The order of the products changes nothing: with the matrix of all pairs the answer is the same."""
+    q, k, v = drawn(n)
+    pairs = F.relu(q) @ F.relu(k).transpose(2, 3)
+    assert torch.allclose(attend(q, k, v), pairs @ v / (pairs.sum(3, keepdim=True) + 1e-8), atol=1e-12)
+
+
+def test_the_answer_is_a_mean_of_values_that_knows_no_order() -> None:
+    q, k, v = drawn(12)
+    seen = (F.relu(q) @ F.relu(k).transpose(2, 3)).sum(3) > 0
+    assert torch.allclose(attend(q, k, torch.ones_like(v))[seen], torch.ones(1, dtype=torch.float64), atol=1e-6)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(3))
+    assert torch.allclose(attend(q, k[:, :, order], v[:, :, order]), attend(q, k, v), atol=1e-12)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation returns."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.numbers = max([self.numbers, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor))])
+        return out
+
+
+def spent(attention: nn.Module, n: int) -> tuple[int, int]:
+    """Multiply-accumulates of an attention on n tokens, without those of its four layers; its largest tensor."""
+    x = torch.randn(1, n, 16, generator=torch.Generator().manual_seed(4))
+    with torch.inference_mode(), Largest() as largest:
+        attention(x)
+    with torch.inference_mode():
+        return macs(lambda: attention(x))[0] - 4 * n * 16 * 16, largest.numbers
+
+
+def test_work_and_memory_grow_with_the_first_power_of_the_tokens() -> None:
+    """Where softmax attention, that keeps the matrix of all pairs, grows with the second."""
+    tokens = (256, 1024)
+
+    def exponents(attention: nn.Module) -> list[float]:
+        few, many = (spent(attention, n) for n in tokens)
+        return [math.log(b / a) / math.log(tokens[1] / tokens[0]) for a, b in zip(few, many, strict=True)]
+
+    class Pairs(SelfAttention):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (
+                part(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
+            )
+            mixed = torch.softmax(q @ k.transpose(2, 3), dim=3) @ v
+            return self.out(mixed.transpose(1, 2).flatten(2))
+
+    assert exponents(LinearAttention(16, 2)) == pytest.approx([1, 1], abs=0.02)
+    assert exponents(Pairs(16, 2)) == pytest.approx([2, 2], abs=0.02)
+
+
+def test_a_token_is_mixed_with_its_eight_neighbours_or_with_none() -> None:
+    """A pulse at row 2, column 1 of a 5x4 grid."""
+    for kernel, reached in ((3, [(r, c) for r in (1, 2, 3) for c in (0, 1, 2)]), (1, [(2, 1)])):
+        part = shaken(MixFFN(8, (5, 4), kernel))
+        x = torch.randn(1, 20, 8, generator=torch.Generator().manual_seed(5))
+        other = x.clone()
+        other[0, 2 * 4 + 1] += 1
+        moved = (part(x) - part(other)).abs().amax(2).reshape(5, 4) > 1e-6
+        assert [tuple(place) for place in moved.nonzero().tolist()] == reached
+
+
+def test_without_neighbours_and_positions_a_linear_dit_cannot_tell_places_apart() -> None:
+    """Moving the patches about moves its answer about; with the 3x3 convolution it does not."""
+    x, u, labels = asked()
+    for kernel, same in ((1, True), (3, False)):
+        net = shaken(LinearDiTConfig(width=16, depth=2, kernel=kernel).build(SHAPE, CLASSES))
+        turned = net(x.roll((2, 2), (2, 3)), u, labels).roll((-2, -2), (2, 3))
+        assert torch.allclose(turned, net(x, u, labels), atol=1e-5) == same
 
 
 # Wavelets -------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ from methods.core.objective import Loss
 from methods.core.parallel import SharedOut
 from methods.core.recipe import Method, Recipe, edit
 from methods.core.surgery import rewrite_path
-from methods.nets.dit import DiT
 from methods.training.objective._shared import Altered
 
 
@@ -85,7 +84,7 @@ class SelfConditioning(Loss):
     share: float
 
     def network(self, net: nn.Module) -> nn.Module:
-        return rewrite_path(net, "tokens" if isinstance(net, DiT) else "stem", WithEstimate)
+        return rewrite_path(net, "tokens" if hasattr(net, "tokens") else "stem", WithEstimate)
 
     def objective(self, recipe: Recipe) -> OwnEstimate:
         return OwnEstimate(recipe, self.share)

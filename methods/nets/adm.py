@@ -46,15 +46,15 @@ class ResamplingBlock(ResidualBlock):
 
 
 class Stage(nn.Module):
-    """Residual blocks and attentions, one after another."""
+    """Residual blocks, which are told the condition, and attentions, one after another."""
 
     def __init__(self, *parts: nn.Module) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(parts)
+        self.parts, self.told = nn.ModuleList(parts), tuple(isinstance(part, ResidualBlock) for part in parts)
 
     def forward(self, x: Float[Tensor, "b i h w"], condition: Float[Tensor, "b e"]) -> Float[Tensor, "b c y z"]:
-        for part in self.parts:
-            x = part(x, condition) if isinstance(part, ResidualBlock) else part(x)
+        for part, told in zip(self.parts, self.told, strict=True):
+            x = part(x, condition) if told else part(x)
         return x
 
 

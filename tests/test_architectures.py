@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from methods.architecture.conditional_compute.timestep_early_exit import ExitingDiT, ExitingDiTConfig, blocks_at
-from methods.architecture.multiscale.simple_diffusion import ShiftedCosine, multiscale
+from methods.architecture.multiscale.simple_diffusion import multiscale, simple_diffusion
 from methods.architecture.transform_space.wavelet_diffusion import Haar
 from methods.core.activation import tallied
-from methods.core.process import Cosine
+from methods.core.process import Cosine, Process
 from methods.measure.cost import macs, parameters
 from methods.nets.adm import ADM, ADMConfig, ResamplingBlock
 from methods.nets.deep_unet import DeepUNetConfig
@@ -387,21 +387,26 @@ def test_blocks_left_out_are_not_run() -> None:
 # Simple diffusion -----------------------------------------------------------------------------------------------------
 
 
+def shift(ratio: float) -> Process:
+    """The process of the technique."""
+    return simple_diffusion(ratio=ratio).edits["process"]
+
+
 def test_the_schedule_is_shifted_by_the_log_of_the_ratio() -> None:
     t, plain = torch.linspace(0.01, 0.99, 50, dtype=torch.float64), Cosine()
     for ratio in (0.25, 0.5, 2.0):
-        shifted = ShiftedCosine(ratio)
+        shifted = shift(ratio)
         assert torch.allclose(shifted.lam(t), plain.lam(t) + math.log(ratio))
         assert torch.allclose(shifted.alpha(t) ** 2 + shifted.sigma(t) ** 2, torch.ones_like(t))
         assert torch.allclose(shifted.time(shifted.lam(t)), t)
-    assert torch.allclose(ShiftedCosine(1.0).alpha(t), plain.alpha(t))
+    assert torch.allclose(shift(1.0).alpha(t), plain.alpha(t))
 
 
 def test_an_image_averaged_down_has_the_noise_of_a_small_image() -> None:
     """Why it is shifted: of 2x2 averages of x_t the signal-to-noise ratio is 4 times that of a pixel."""
     t = torch.tensor(0.6, dtype=torch.float64)
     noise = torch.randn(1, 1, 512, 512, dtype=torch.float64, generator=torch.Generator().manual_seed(10))
-    process = ShiftedCosine(0.5)
+    process = shift(0.5)
     lam = torch.log(process.alpha(t) / F.avg_pool2d(process.sigma(t) * noise, 2).std())
     assert lam.item() == pytest.approx(Cosine().lam(t).item(), abs=0.01)
 

@@ -33,6 +33,7 @@ NOTHING_LEFT = {
         "There is no smaller network of one that is told more than a noise level and a class",
     ),
     ("bk_sdm", "sdpa_flash", "UNet holds no self-attention"),
+    ("linear_attention_dit", "sdpa_flash", "LinearDiT holds no self-attention"),
     *(("channels_last", graph, OWN_CHOICE) for graph in ("onnxruntime", "openvino")),
     *((graph, "sdpa_flash", OWN_CHOICE) for graph in ("onnxruntime", "openvino")),
     *((id, "channels_last", "UNet holds no convolution whose weights have another order") for id in QUANTIZERS),

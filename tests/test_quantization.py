@@ -25,17 +25,10 @@ from methods.core.recipe import Method, Recipe, compose
 from methods.core.sampling import UniformAngle
 from methods.core.surgery import Stage, Transform, flatten
 from methods.deployment.quantization._adaround import reconstruct
-from methods.deployment.quantization._calibration import (
-    Asked,
-    asked_while_sampling,
-    calibrate,
-    distil,
-    near,
-    settle,
-    trained,
-)
+from methods.deployment.quantization._calibration import Asked, asked_while_sampling, calibrate, near
 from methods.deployment.quantization._inputs import Clock, GroupRounding, Rounding
 from methods.deployment.quantization._layers import Quantized, Trainable, simulated
+from methods.deployment.quantization._training import distil, settle, trained
 from methods.deployment.quantization._weights import Integers, best_scale, grouped, nearest, widest
 from methods.deployment.quantization.cpu_int8_intel import TwoPrecisions, between
 from methods.deployment.quantization.efficientdm import Adapted

@@ -55,8 +55,7 @@ def on_bed(measured: Measured, bed: Bed) -> OnBed | None:
     rows: list[Row] = []
     for technique in trained:
         record = measured.record(bed.name, technique.id)
-        data = by_evaluations(own(record, technique, key)) if record else {}
-        if data:
+        if record and (data := by_evaluations(own(record, technique, key))):
             curves[technique.name] = list(data.values())
             rows.append(row(len(curves), technique, data, images(record)))
     if not rows:
@@ -86,9 +85,9 @@ def by_evaluations(data: Iterator[Datum]) -> dict[float, Datum]:
     return dict(sorted(found.items()))
 
 
-def own(record: Record | None, technique: Technique, key: str) -> Iterator[Datum]:
+def own(record: Record, technique: Technique, key: str) -> Iterator[Datum]:
     """A technique with its defaults, at whatever numbers of steps its record has."""
-    if record is None or record["default"] not in record["cells"]:
+    if record["default"] not in record["cells"]:  # it failed
         return
     default = but_for_steps(record["cells"][record["default"]])
     for name, cell in record["cells"].items():
@@ -120,10 +119,8 @@ def point(record: Record, name: str, key: str, label: str) -> Iterator[Datum]:
         yield Datum(spent, found, label, "plain")
 
 
-def images(record: Record | None) -> Number | None:
+def images(record: Record) -> Number | None:
     """Images that the default cell saw: the base training's and its own."""
-    if record is None:
-        return None
     path = f"data/{record['bed']}/{record['id']}.json"
     base, more = (cost(record, record["default"], k, path) for k in ("training_images", "one_off_images"))
     return base.but(base.value + more.value, None, None) if base and more else None

@@ -1,6 +1,6 @@
 """A U-Net that halves the resolution before it computes, and doubles it after, with more blocks the lower it is.
 
-Source: Saharia et al. 2022 "Imagen" (2205.11487), appendix B.1 and its figures of DBlock and UBlock.
+Source: Saharia et al. 2022 "Imagen" (2205.11487), appendix B.1.
 """
 
 import math

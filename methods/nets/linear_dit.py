@@ -6,14 +6,13 @@ of Katharopoulos et al. 2020, 2006.16236), Mix-FFN, no positional embedding.
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.core.activation import count
 from methods.core.recipe import NetConfig
-from methods.nets.dit import Block, Head, SelfAttention
+from methods.nets.dit import Block, Head
 from methods.nets.embedding import Conditioning
 
 EPS = 1e-8
@@ -30,12 +29,14 @@ def attend(
     return (q @ values) / (q @ total + EPS)
 
 
-class LinearAttention(SelfAttention):
+class LinearAttention(nn.Module):
     """Multi-head attention by `attend`."""
 
     def __init__(self, width: int, heads: int) -> None:
-        super().__init__(width, heads)
+        super().__init__()
+        self.heads = heads
         self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.out = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
         q, k, v = (
@@ -45,19 +46,6 @@ class LinearAttention(SelfAttention):
         return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
-class Depthwise(nn.Module):
-    """A filter for each channel. Quantizers, which look for layers that mix channels, leave it in floating point."""
-
-    def __init__(self, channels: int, kernel: int) -> None:
-        super().__init__()
-        bound = 1 / kernel  # 1 / sqrt(inputs of a filter), as torch begins its convolutions
-        self.weight = nn.Parameter(torch.empty(channels, 1, kernel, kernel).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        return F.conv2d(x, self.weight, self.bias, padding=self.weight.shape[2] // 2, groups=len(self.weight))
-
-
 class MixFFN(nn.Module):
     """Expand, mix each channel with its neighbours on the grid, gate one half by the other, and contract."""
 
@@ -65,7 +53,7 @@ class MixFFN(nn.Module):
         super().__init__()
         self.grid, hidden = grid, int(EXPANSION * width)
         self.expand = nn.Conv2d(width, 2 * hidden, 1)
-        self.local = Depthwise(2 * hidden, kernel)
+        self.local = nn.Conv2d(2 * hidden, 2 * hidden, kernel, padding=kernel // 2, groups=2 * hidden)
         self.contract = nn.Conv2d(hidden, width, 1, bias=False)
 
     def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
@@ -79,7 +67,7 @@ class LinearBlock(Block):
 
     def __init__(self, grid: tuple[int, int], config: "LinearDiTConfig") -> None:
         super().__init__(config.width, config.heads)
-        self.attention = LinearAttention(config.width, config.heads)
+        self.add_module("attention", LinearAttention(config.width, config.heads))
         self.add_module("mlp", MixFFN(config.width, grid, config.kernel))
 
 

@@ -1,20 +1,18 @@
 """What quantizers are fitted to: what a network is asked, and answers, while it samples."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from methods.core.activation import count
-from methods.core.calibration import Report
 from methods.core.denoiser import Network
 from methods.core.models import Model, TrainingSet
 from methods.core.recipe import Recipe
 from methods.core.sampling import Grid, SampleNoise, Sampler, UniformAngle
 from methods.deployment.quantization._inputs import Rounding
-from methods.deployment.quantization._layers import Quantized, Trainable, put
 from methods.inference.ode_solver.ddim import DDIM
 
 
@@ -97,43 +95,3 @@ def heard_by(network: nn.Module, paths: list[str], asked: Asked) -> dict[str, tu
     for hook in hooks:
         hook.remove()
     return heard
-
-
-def distil(
-    network: nn.Module, pool: Asked, groups: list[dict[str, Any]], iterations: int, batch: int, rng: torch.Generator,
-    report: Report,
-) -> int:  # fmt: skip
-    """Train a network to answer what was answered, by Adam with a linear decay; returns how many rows it saw.
-
-    `groups` are what is trained, each with its `lr`.
-    """
-    optimizer = torch.optim.Adam(groups)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1 - i / iterations)
-    for i in range(iterations):
-        rows = pool.rows(torch.randint(len(pool.x), (batch,), generator=rng).to(pool.x.device))
-        loss = (network(rows.x, rows.u, rows.labels) - rows.answer).square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if (i + 1) % 50 == 0 or i + 1 == iterations:
-            report("quantized network", i + 1, iterations, loss.item())
-    return iterations * batch
-
-
-T = TypeVar("T", bound=Trainable)
-
-
-def trained(network: nn.Module, make: Callable[[str, Quantized], T]) -> dict[str, T]:
-    """Put what trains in the place of every quantized layer, by path."""
-    layers = {path: part for path, part in network.named_modules() if isinstance(part, Quantized)}
-    training = {path: make(path, layer) for path, layer in layers.items()}
-    for path, part in training.items():
-        put(network, path, part)
-    return training
-
-
-def settle(network: nn.Module, training: Mapping[str, Trainable]) -> None:
-    """Put the quantized layers back, with what was learned."""
-    for path, part in training.items():
-        put(network, path, part.settle())

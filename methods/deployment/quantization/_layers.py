@@ -76,19 +76,20 @@ def multiplication(layer: Layer) -> Callable[..., Tensor]:
     if isinstance(layer, nn.Linear):
         return F.linear
     place = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-    return partial(F.conv2d, groups=layer.groups, **place)
+    return partial(F.conv2d, **place)
 
 
 def rewrite_layers(network: nn.Module, make: Callable[[Layer, bool], nn.Module]) -> nn.Module:
     """A copy with `make(layer, whether it is the first or last)` for every convolution and linear layer worth it.
 
-    A row of a single number is not: its scale would be as long. Raises NothingMatched if there is none.
+    A row of a single number is not, nor one of a channel's own few in a convolution by groups: scales would be as long.
+    Raises NothingMatched if there is none.
     """
     network = deepcopy(network)
     layers = {
         path: part
         for path, part in network.named_modules()
-        if isinstance(part, Layer) and path and part.weight[0].numel() > 1
+        if isinstance(part, Layer) and path and part.weight[0].numel() > 1 and getattr(part, "groups", 1) == 1
     }
     if not layers:
         raise NothingMatched(f"{type(network).__name__} holds no layer to quantize")

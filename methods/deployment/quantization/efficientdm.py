@@ -25,9 +25,10 @@ from methods.core.activation import count
 from methods.core.calibration import Calibrated, Report
 from methods.core.models import Model, TrainingSet
 from methods.core.recipe import Method, Recipe, edit
-from methods.deployment.quantization._calibration import Asked, asked_while_sampling, calibrate, distil, settle, trained
+from methods.deployment.quantization._calibration import Asked, asked_while_sampling, calibrate
 from methods.deployment.quantization._inputs import Clock, Rounding
 from methods.deployment.quantization._layers import Quantization, Quantized, Trainable, simulated
+from methods.deployment.quantization._training import distil, settle, trained
 from methods.deployment.quantization._weights import SMALLEST
 
 PATH, FASTEST = 16_000 / 2500, 0.1

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from torch import nn
 
 from methods.core.errors import NothingMatched
-from methods.nets.dit import Block, SelfAttention
+from methods.nets.dit import Block
 from methods.nets.unet import Attention
 
 PROJECTIONS = ("query", "key", "value")
@@ -22,5 +22,5 @@ def rewrite_attention(module: nn.Module, rewrite: Callable[[nn.Module, nn.Module
     if not hosts:
         raise NothingMatched(f"{type(module).__name__} holds no self-attention")
     for host in hosts:
-        rewrite(host, next(part for part in host.modules() if isinstance(part, (SelfAttention, Attention))))
+        rewrite(host, next(part for part in host.modules() if hasattr(part, PROJECTIONS[0])))
     return module

@@ -3,7 +3,8 @@
 The linear schedule destroys small images early and leaves the last steps nothing to do. The cosine falls nearly
 linearly in the middle and hardly changes at its ends; an offset keeps the first noise from being too small to predict.
 
-Source: Nichol and Dhariwal 2021 "Improved Denoising Diffusion Probabilistic Models" (2102.09672), eq. 17, s = 0.008.
+Source: Nichol and Dhariwal 2021 "Improved Denoising Diffusion Probabilistic Models" (2102.09672), section 3.2, s =
+0.008.
 Limits: sampling starts at lam = -5 (t = 0.996) as the baseline does, where the paper caps beta at 0.999; the learned
 variances and the hybrid loss of the same paper are left out. The baseline is this schedule with s = 0.
 """

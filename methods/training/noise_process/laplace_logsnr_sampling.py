@@ -3,8 +3,8 @@
 A noise schedule is a density over noise levels. At either end the task is nearly solved or nearly hopeless; between
 image and noise it is decided what the image will be, and training spends its updates there.
 
-Source: Hang et al. 2024 "Improved Noise Schedule for Diffusion Training" (2407.03297), section 2 (the schedule as a
-density) and the Laplace schedule lambda = mu - b sgn(0.5 - t) log(1 - 2 |t - 0.5|) of its table of schedules.
+Source: Hang et al. 2024 "Improved Noise Schedule for Diffusion Training" (2407.03297), the schedule as a density, and
+the Laplace schedule lambda = mu - b sgn(0.5 - t) log(1 - 2 |t - 0.5|), read in public notes on the paper.
 Limits: training alone; samples are drawn on the recipe's own grid. lambda = 2 lam.
 """
 

@@ -6,7 +6,7 @@ have at the reference.
 
 Source: Hoogeboom et al. 2023 "simple diffusion: End-to-end diffusion for high resolution images" (2301.11093), eq. 4
 and 5. The same shift is the input scale b = reference / resolution of Chen 2023 (2301.10972), and on straight paths
-the time shift sqrt(n / m) of Esser et al. 2024 (2403.03206), eq. 23.
+the time shift sqrt(m / n) from n to m pixels of Esser et al. 2024 (2403.03206), section 5.3.2, eq. 23.
 Limits: one shift, not the interpolation between two (eq. 6); the network and its losses stay the baseline's.
 """
 

@@ -38,8 +38,12 @@ class Altered(Objective):
         """The network's F."""
         return student.predict(x_t, t, told)
 
+    def error(self, difference: Float[Tensor, "b *s"]) -> Float[Tensor, "b"]:
+        """What is made of the difference between F and its target."""
+        return difference.square().flatten(1).mean(1)
+
     def weigh(self, process: Process, parameterization: Parameterization, t: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
-        """The weight on the squared error of F."""
+        """The weight on the error of F."""
         return self.weight.on_target(process.lam(t), parameterization.gain(process, t))
 
     def __call__(
@@ -54,5 +58,5 @@ class Altered(Objective):
         x_t = process.diffuse(x0, self.added(eps, rng), t)
         clean, noise = self.target(process, x0, eps, x_t, t, labels, told)
         target = parameterization.target(process, clean, noise, t)
-        error = (self.predict(student, x_t, t, told) - target).square().flatten(1).mean(1)
+        error = self.error(self.predict(student, x_t, t, told) - target)
         return self.weigh(process, parameterization, t).to(error) * error

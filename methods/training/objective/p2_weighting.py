@@ -3,7 +3,8 @@
 What an image shows is decided at high and middle noise. Dividing the noise loss by (k + SNR)^gamma spends the network's
 capacity there; k bounds the weight where the SNR vanishes.
 
-Source: Choi et al. 2022 "Perception Prioritized Training of Diffusion Models" (2204.00227), section 3.3. On x_0 the
+Source: Choi et al. 2022 "Perception Prioritized Training of Diffusion Models" (2204.00227), abstract; the weight
+1 / (k + SNR)^gamma on the noise loss, and k = 1 with gamma 0.5 or 1, as in the official code and its README. On x_0 the
 noise loss weighs SNR, so this is SNR / (k + SNR)^gamma. With k = gamma = 1 on a variance-preserving process it is
 alpha^2.
 """

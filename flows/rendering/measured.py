@@ -58,6 +58,11 @@ class Measured:
         return found
 
     @cached_property
+    def measured(self) -> set[str]:
+        """The techniques that have a record on some bed, of a run that did not fail."""
+        return {id for bed in self.records.values() for id, each in bed.items() if each["cells"]} - {BASELINE}
+
+    @cached_property
     def histories(self) -> Histories:
         """The terms of every claim that was ever measured."""
         return history.read_all(self.results)

@@ -14,7 +14,7 @@ demo: $(READY) ## one technique of each area on real digits, in a few minutes
 	@$(BIN)/python -m flows.demo
 
 test: $(READY) ## the fast tests
-	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 slow: $(READY) ## the slow tests: servers, workers and a browser for real
 	@$(BIN)/python -m pytest -q --slow -m slow

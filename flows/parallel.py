@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import cyclopts
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -27,6 +28,8 @@ from methods.core.calibration import Report
 from methods.core.errors import Conflict
 from methods.core.learning import quiet
 
+LOCAL = "127.0.0.1"
+
 
 def train(spec: Spec, seed: int, place: Workplace, report: Report = quiet, processes: int = 1) -> Path:
     """Train the weights a cell starts from with so many processes, or find them.
@@ -36,11 +39,29 @@ def train(spec: Spec, seed: int, place: Workplace, report: Report = quiet, proce
     if spec.recipe.fit.batch % processes:
         raise Conflict(f"A batch of {spec.recipe.fit.batch} cannot be shared out over {processes} processes.")
     if processes > 1 and not cell.is_made(spec, "train", place, seed):
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        asked = ["-m", "flows.parallel", spec.cell.model_dump_json(), "--bed", spec.bed.name, "--seed", str(seed)]
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--local-addr={LOCAL}"]
+        asked = [
+            f"--nproc-per-node={processes}",
+            "-m",
+            "flows.parallel",
+            spec.cell.model_dump_json(),
+            "--bed",
+            spec.bed.name,
+            "--seed",
+            str(seed),
+        ]
         where = ["--budget", str(spec.budget), "--work", str(place.root.resolve())]
-        subprocess.run([*launcher, *asked, *where], check=True)
+        subprocess.run([*launcher, *asked, *where], check=True, env={"GLOO_SOCKET_IFNAME": loopback(), **os.environ})
     return cell.train(spec, seed, place, report)
+
+
+def loopback() -> str:
+    """The interface by which processes of one machine talk, to be told to gloo.
+
+    By itself each asks for the address of the machine's name, and waits for long where that is not the machine's.
+    """
+    interfaces = psutil.net_if_addrs().items()
+    return next(name for name, addresses in interfaces if any(each.address == LOCAL for each in addresses))
 
 
 app = cyclopts.App(name="torchrun -m flows.parallel", help=__doc__, help_format="plaintext")

@@ -9,6 +9,7 @@ from group import BASE, CASES, CLASSES, ROWS, SHAPE, member, recipe_of, sampled,
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flows.parallel import loopback
 from methods.core.activation import tallied
 from methods.core.denoiser import Network
 from methods.deployment.distributed_inference._parts import InTurn
@@ -187,6 +188,7 @@ def test_processes_give_what_parts_in_turn_give_and_send_as_much(
     What torch is about to take away fails in the processes too.
     """
     monkeypatch.setenv("PYTHONWARNINGS", "error::FutureWarning")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", loopback())
     mp.spawn(member, (world, str(tmp_path)), nprocs=world)  # pyright: ignore[reportPrivateImportUsage]
     for name, (needed, id, params) in CASES.items():
         if needed == world:

@@ -116,10 +116,7 @@ def works(ids: Sequence[str]) -> None:
     assert torch.equal(first, again), ids
 
 
-HALVES = [pytest.param(id, marks=pytest.mark.xdist_group(f"pairs {i % 2}")) for i, id in enumerate(IDS)]
-
-
-@pytest.mark.parametrize("id", HALVES)
+@pytest.mark.parametrize("id", IDS)
 def test_a_technique_refuses_or_goes_with_every_other(id: str) -> None:
     """It conflicts naming both, or leaves nothing to do and says so, or some set in which both are works."""
     for other in IDS[IDS.index(id) + 1 :]:

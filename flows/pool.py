@@ -19,7 +19,7 @@ from flows.ledger import read_floors, read_records, stale
 from flows.progress import Display
 from flows.records import provenance, write_json
 from flows.score import feature_net
-from flows.study import FULL, Effort, Study, study, techniques_on
+from flows.study import FULL, Effort, Study, techniques_on
 
 Follow = Callable[[float, float, str], None]
 """Told how much is done, how much there is, and what came last."""
@@ -80,19 +80,19 @@ def make_all(items: Sequence[Item], errand: Errand) -> list[Row]:
     return [make(item, errand) for item in items]
 
 
-def survey(bed: str, ids: Sequence[str], spend: Effort, jobs: int, work: Path, results: Path) -> list[str]:
-    """Measure techniques on a bed; returns the failures.
+def survey(studies: Sequence[Study], spend: Effort, jobs: int, work: Path, results: Path) -> list[str]:
+    """Bring studies of a bed to their records; returns the failures.
 
     A whole survey says where the time went in `survey.cost.json`.
     """
     known, started = catalog.load(), time.monotonic()
-    studies = [study(known, bed, id, spend) for id in ids]
     if not studies:
         return []
+    bed = studies[0].subject.bed.name
     errand = Errand(spend, work, results, known.digest)
     with Processes(jobs, errand) as crew, Display(f"survey of {len(studies)} on {bed}", 0.0) as display:
         rows = measure(studies, errand, crew, display.follow)
-    if spend == FULL and list(ids) == techniques_on(known, bed):
+    if spend == FULL and [this.id for this in studies] == techniques_on(known, bed):
         write_table(bed, rows, jobs, time.monotonic() - started, results)
     return failures(rows)
 

@@ -99,11 +99,18 @@ def study(known: Catalog, bed: str, id: str, spend: Effort = FULL) -> Study:
 
 
 def composed(known: Catalog, bed: str, methods: dict[str, dict[str, Any]], spend: Effort = FULL) -> Study:
-    """The study of several techniques at once against the baseline. Raises CatalogError."""
+    """The study of several techniques at once against the baseline. Raises CatalogError.
+
+    At full effort each is also measured alone, on top of what others of them build on: what they gain together can be
+    read against what each gains.
+    """
     for id, params in methods.items():
         known.technique(id).resolve(params, bed)
-    cell = known.canonical(Cell(methods=methods), bed)
-    return _study(known, bed, cell_name(cell, known, bed), [cell, Cell(methods={})], spend)
+    below = {id: params for id, params in methods.items() if any(id in known.technique(m).builds_on for m in methods)}
+    alone = [{**below, id: params} for id, params in methods.items() if id not in below]
+    parts = [below, *alone] if spend == FULL else []
+    cells = [known.canonical(Cell(methods=each), bed) for each in (methods, {}, *parts)]
+    return _study(known, bed, cell_name(cells[0], known, bed), cells, spend)
 
 
 def _study(known: Catalog, bed_name: str, id: str, cells: Sequence[Cell], spend: Effort) -> Study:
@@ -320,7 +327,7 @@ def everything(
     ids = [id for id in asked if not methods or id in methods]
     if not ids:
         print("Every record is current: there is nothing to measure.")
-    failed = survey(bed, ids, spend, jobs, work, results)
+    failed = survey([study(known, bed, id, spend) for id in ids], spend, jobs, work, results)
     if failed:
         sys.exit("\n".join(failed))
 

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.usefixtures("less_work")
 BRIEF = {
     "gotta_go_fast": {"tolerance": 5.0}, "efficientdm": {"buckets": 2}, "svdquant": {"strengths": 1},
     "sfd": {"substeps": 2}, "dmd": {"teacher_steps": 2}, "kd_denoising_student": {"teacher_steps": 2},
-    "reflow": {"teacher_steps": 2}, "xdit_usp": {"ring": 1},
+    "reflow": {"teacher_steps": 2}, "xdit_usp": {"ring": 1}, "adm_unet": {"blocks": 1, "width": 8, "head": 8},
+    "simple_diffusion": {"deepest": 1, "width": 8},
 }  # fmt: skip
 """Parameters that make a technique quick, beside those that make it small."""
 QUANTIZERS = ("cpu_int8_intel", "efficientdm", "ptq4dm", "q_diffusion", "svdquant", "weight_only_int8_int4")

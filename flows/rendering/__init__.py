@@ -15,7 +15,7 @@ from markupsafe import Markup
 from catalog import Catalog
 from flows.ledger import EXACT_UNITS, STATUSES
 from flows.records import write_bytes
-from flows.rendering import few_steps, solvers, tables
+from flows.rendering import composition, few_steps, solvers, tables
 from flows.rendering.atlas import Atlas
 from flows.rendering.equations import equations
 from flows.rendering.frontier import AXES, LEVEL, axis_title
@@ -68,6 +68,7 @@ def pages(atlas: Atlas) -> Iterator[tuple[str, bytes]]:
     yield page("methods.html", "methods")
     yield page("solvers.html", "solvers", view=solvers.view(atlas), columns=solvers.COLUMNS)
     yield page("few_steps.html", "few_steps", views=few_steps.views(atlas), columns=few_steps.COLUMNS)
+    yield page("composition.html", "composition", views=composition.views(atlas))
     yield page("survey/index.html", "surveys")
     copied = [name.split("/")[1:] for name, _ in copies(atlas)]
     folders = {bed: [name for folder, name in copied if folder == bed] for bed, _ in copied}

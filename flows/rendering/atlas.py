@@ -7,6 +7,7 @@ from functools import cached_property
 from urllib.parse import quote
 
 from catalog import Area, Bed, Technique
+from flows import composition
 from flows.ledger import FALSE_DISCOVERIES
 from flows.rendering import beds, family, frontier, spent, technique
 from flows.rendering.beds import BedView, Row
@@ -154,6 +155,8 @@ class Atlas(Measured):
         """Techniques composed by somebody, which belong to no page: path of the record, numbers, equal-cost control."""
         known = {BASELINE, *self.catalog.techniques}
         strangers = {id: record for id, record in self.records.get(bed.name, {}).items() if id not in known}
+        for id in strangers.keys() & (composition.names(self.catalog, bed.name) if strangers else set()):
+            del strangers[id]  # which has a page
         paths = {id: quote(f"data/{bed.name}/{id}.json") for id in strangers}
         return [
             (paths[id], row, at_equal(record, COST, main_metric(bed), paths[id]))

@@ -34,6 +34,7 @@ pytestmark = pytest.mark.usefixtures("less_work")
 SHARED = {"ddim": "the baseline samples with DDIM already"}
 """Techniques whose counters also count in their control, and why; the list may only shrink."""
 EXACT = {
+    "gradient_checkpointing": "what is computed again is what was computed before",
     "sdpa_flash": "PyTorch takes the kernel in tiles as it is",
     "torch_compile": "here, not in earnest, graphs are run operator by operator",
 }

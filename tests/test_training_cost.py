@@ -1,22 +1,41 @@
 """Rectified flows against closed forms; and what cheaper training saves: bytes, multiply-accumulates, nothing else."""
 
 import math
+import weakref
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
+import pytest
 import torch
 from small import BASE, CLASSES, SHAPE, images, recipe_of
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from catalog import load
+from methods.architecture.conditional_compute.timestep_early_exit import ExitingDiTConfig
 from methods.core import models, run
 from methods.core.activation import tallied
 from methods.core.denoiser import Labels, Mixture, Network
+from methods.core.errors import NothingMatched
+from methods.core.fit import Precision
 from methods.core.identity import training_fingerprint
+from methods.core.learning import autocast
 from methods.core.process import like
-from methods.core.recipe import compose
+from methods.core.recipe import NetConfig, Recipe, compose
 from methods.core.sampling import SampleNoise
 from methods.inference.ode_solver.ddim import DDIM
+from methods.measure import cost
+from methods.nets.adm import ADMConfig
+from methods.nets.deep_unet import DeepUNetConfig
+from methods.nets.dit import DiTConfig
+from methods.nets.efficient_unet import EfficientUNetConfig
+from methods.nets.linear_dit import LinearDiTConfig
+from methods.nets.routed_dit import RoutedDiTConfig
+from methods.nets.unet import UNetConfig
+from methods.nets.uvit import UViTConfig
+from methods.training.cost_reduction.gradient_checkpointing import recomputed, segments
 from methods.training.flow.flow_matching import FlowVelocity, StraightPath
 from methods.training.flow.rectified_flow import StraightPairs, UShaped, inverted
 
@@ -126,8 +145,8 @@ def test_a_rectified_coupling_costs_no_more_to_transport() -> None:
     noise = torch.randn(4000, 2, generator=seeded(1), dtype=torch.float64)
     path, _ = along(FirstFlow(TWO_MODES), noise, 200)
     shuffled = path[-1][torch.randperm(len(noise), generator=seeded(2))]
-    for cost in (lambda d: d.square().sum(1), lambda d: d.abs().sum(1), lambda d: d.norm(dim=1) ** 3):
-        assert cost(noise - path[-1]).mean() < 0.9 * cost(noise - shuffled).mean()
+    for dear in (lambda d: d.square().sum(1), lambda d: d.abs().sum(1), lambda d: d.norm(dim=1) ** 3):
+        assert dear(noise - path[-1]).mean() < 0.9 * dear(noise - shuffled).mean()
 
 
 def test_straightening_makes_the_flow_of_a_gaussian_straight() -> None:
@@ -152,7 +171,7 @@ def test_the_objective_is_least_for_the_second_flow() -> None:
 def test_half_of_the_pairs_begin_at_real_images_for_the_same_budget() -> None:
     fit = replace(BASE.fit, iterations=60)
 
-    def cost(real: float) -> tuple[int, int, int]:
+    def straightened(real: float) -> tuple[int, int, int]:
         call = TECHNIQUES["rectified_flow"].call({"real": real, "teacher_steps": 2})
         recipe = replace(compose(recipe_of("flow_matching"), call), fit=fit, phases=())
         (phase,) = compose(recipe_of("flow_matching"), call).phases
@@ -161,7 +180,7 @@ def test_half_of_the_pairs_begin_at_real_images_for_the_same_budget() -> None:
             seen = phase(replace(recipe, fit=fit), model, images(), 0, lambda *_: None)
         return seen, counters["teacher_pairs"], counters["images_inverted"]
 
-    (plain, drawn, none), (mixed, fewer, real) = cost(0.0), cost(0.5)
+    (plain, drawn, none), (mixed, fewer, real) = straightened(0.0), straightened(0.5)
     assert none == 0 and real == fewer == drawn // 2 and abs(mixed - plain) <= 1
 
 
@@ -175,3 +194,162 @@ def test_one_step_is_one_evaluation() -> None:
     velocity = deployed.network.predict(t * noise, t, torch.tensor([0]))  # pyright: ignore[reportAttributeAccessIssue]
     assert deployed.network.calls == 2
     assert torch.allclose(made, (t * noise - t * velocity).float().clamp(-1, 1), atol=1e-5)
+
+
+# Gradient checkpointing -----------------------------------------------------------------------------------------------
+
+NETS: dict[str, NetConfig] = {
+    "unet": UNetConfig(8, (1, 2), 2), "deep_unet": DeepUNetConfig(8, (1, 2), deepest=4), "adm": ADMConfig(8, blocks=1),
+    "efficient_unet": EfficientUNetConfig(8), "dit": DiTConfig(2, 16, 4, 2), "u_vit": UViTConfig(2, 16, 2, 2),
+    "linear_dit": LinearDiTConfig(2, 16, 4, 2), "routed_dit": RoutedDiTConfig(2, 16, 3, 2),
+    "exiting_dit": ExitingDiTConfig(2, 16, 4, 2, 0.4),
+}  # fmt: skip
+
+
+def alive(net: nn.Module) -> nn.Module:
+    """The network with no weight at zero, so that every gradient has something to say."""
+    for i, parameter in enumerate(net.parameters()):
+        nn.init.normal_(parameter, std=0.2, generator=seeded(i))
+    return net.train()
+
+
+def stepped(recipe: Recipe, net: nn.Module) -> Network:
+    return Network(net, recipe.process, recipe.parameterization, None)
+
+
+def gradients(recipe: Recipe, net: nn.Module, precision: Precision = "float32") -> list[Tensor]:
+    """The loss of a batch, and what a step of training would be given."""
+    student = stepped(recipe, net)
+    with autocast(precision):
+        loss = recipe.objective(student, student, images().images[:6], images().labels[:6], seeded()).mean()
+    net.zero_grad()
+    loss.backward()
+    return [loss.detach(), *(p.grad.clone() for p in net.parameters() if p.grad is not None)]
+
+
+def checkpointed(recipe: Recipe, segment: int = 0) -> Recipe:
+    return compose(recipe, TECHNIQUES["gradient_checkpointing"].call({"segment": segment}))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", NETS)
+def test_gradients_are_the_same_to_the_bit(name: str, precision: Precision) -> None:
+    recipe = replace(BASE, net=NETS[name])
+    net = alive(NETS[name].build(SHAPE, CLASSES))
+    plain, before = gradients(recipe, net, precision), [*net.state_dict()]
+    for segment in (0, 1, 3):
+        with tallied() as counters:
+            again = gradients(checkpointed(recipe, segment), net, precision)
+        assert len(again) == len(plain) > 20 and all(map(torch.equal, plain, again))
+        assert counters["blocks_recomputed"] == sum(map(len, segments(net, segment))) > 2
+    assert [*net.state_dict()] == before and not any("forward" in vars(part) for part in net.modules())
+
+
+def test_an_open_exit_leaves_its_blocks_out_of_both_passes() -> None:
+    recipe = replace(BASE, net=NETS["exiting_dit"])
+    net = alive(NETS["exiting_dit"].build(SHAPE, CLASSES))
+    net.get_buffer("exits").fill_(True)
+    plain, again = gradients(recipe, net), gradients(checkpointed(recipe), net)
+    assert all(map(torch.equal, plain, again))
+
+
+def test_segments_are_of_the_square_root_where_blocks_follow_one_another() -> None:
+    for depth, size in ((1, 1), (4, 2), (9, 3), (16, 4)):
+        cut = segments(DiTConfig(2, 16, depth, 2).build(SHAPE, CLASSES), 0)
+        assert [len(segment) for segment in cut] == [size] * (depth // size)
+    shapes = [len(segment) for segment in segments(NETS["deep_unet"].build(SHAPE, CLASSES), 0)]
+    assert shapes == [1, 1, 2, 2, 2, 2, 1, 1, 1]  # the upper level, four blocks each way at the lower one, the middle
+    assert {len(segment) for segment in segments(NETS["u_vit"].build(SHAPE, CLASSES), 0)} == {1}
+
+
+def test_a_network_without_blocks_is_refused() -> None:
+    with pytest.raises(NothingMatched, match="Linear holds no blocks"), recomputed(nn.Linear(1, 1), 0):
+        pass
+
+
+class Living(TorchDispatchMode):
+    """Bytes of the storages that operators made and somebody still holds, and the most there were at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.held: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in self.held:
+                storage = leaf.untyped_storage()
+                self.held[id(storage)] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self.freed, id(storage))
+        return made
+
+    def freed(self, key: int) -> None:
+        self.now -= self.held.pop(key)
+
+
+def peak(recipe: Recipe, net: nn.Module) -> int:
+    with Living() as living:
+        gradients(recipe, net)
+    return living.peak
+
+
+@pytest.mark.parametrize(("segment", "most"), [(0, 0.2), (1, 0.15)])
+def test_memory_grows_with_the_square_root_of_the_depth(segment: int, most: float) -> None:
+    """Bytes alive in a step of training less those of the gradients it ends with, at 16 and at 64 blocks."""
+    plain, less = [], []
+    for depth in (16, 64):
+        config = DiTConfig(1, 16, depth, 2)
+        recipe, net = replace(BASE, net=config), alive(config.build(SHAPE, CLASSES))
+        grown = cost.nbytes(net)
+        plain.append(peak(recipe, net) - grown)
+        less.append(peak(checkpointed(recipe, segment), net) - grown)
+    assert 3.8 < plain[1] / plain[0] < 4.1
+    assert less[1] < most * plain[1]
+    if segment == 0:
+        assert less[1] / less[0] < 2.3
+
+
+@pytest.mark.parametrize(("name", "most"), [("unet", 0.5), ("dit", 0.2), ("u_vit", 0.5)])
+def test_a_forward_pass_keeps_less_for_the_backward_one(name: str, most: float) -> None:
+    net, recipe = alive(NETS[name].build(SHAPE, CLASSES)), replace(BASE, net=NETS[name])
+    own = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
+
+    def kept(recipe: Recipe) -> int:
+        held: dict[int, Tensor] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            if tensor.untyped_storage().data_ptr() not in own:
+                held[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        student = stepped(recipe, net)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = recipe.objective(student, student, images().images, images().labels, seeded()).mean()
+        assert loss.requires_grad
+        return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
+
+    assert 0 < kept(checkpointed(recipe)) < most * kept(recipe)
+
+
+@pytest.mark.parametrize("name", ["unet", "dit"])
+def test_the_price_is_at_most_one_more_forward_pass(name: str) -> None:
+    """And nothing is computed twice that no gradient asks for, such as the last convolution of a residual block."""
+    net, recipe = alive(NETS[name].build(SHAPE, CLASSES)), replace(BASE, net=NETS[name])
+    x, labels = images().images[:6], images().labels[:6]
+    plain, again = (cost.macs(lambda r=r: gradients(r, net))[0] for r in (recipe, checkpointed(recipe)))
+    forward, _ = cost.macs(lambda: net(x, torch.full((6,), 0.5), labels))
+    assert 0.5 * forward < again - plain <= forward
+
+
+def test_what_is_sampled_from_is_the_plain_network() -> None:
+    recipe = checkpointed(BASE)
+    model, _ = run.train(recipe, images(), 0)
+    plain, _ = run.train(BASE, images(), 0)
+    assert all(map(torch.equal, model.state_dict().values(), plain.state_dict().values()))
+    assert [type(part) for part in model.modules()] == [type(part) for part in plain.modules()]
+    with tallied() as counters:
+        run.generate(recipe, run.deploy(recipe, model), torch.tensor([0]), [0])
+    assert not counters["blocks_recomputed"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from small import BASE, CLASSES, SHAPE, images, recipe_of
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -18,24 +19,26 @@ from methods.architecture.conditional_compute.timestep_early_exit import Exiting
 from methods.core import models, run
 from methods.core.activation import tallied
 from methods.core.denoiser import Labels, Mixture, Network
-from methods.core.errors import NothingMatched
+from methods.core.errors import Conflict, NothingMatched
 from methods.core.fit import Precision
 from methods.core.identity import training_fingerprint
 from methods.core.learning import autocast
-from methods.core.process import like
+from methods.core.objective import Denoising, UniformTimes
+from methods.core.process import Cosine, like
 from methods.core.recipe import NetConfig, Recipe, compose
 from methods.core.sampling import SampleNoise
 from methods.inference.ode_solver.ddim import DDIM
 from methods.measure import cost
 from methods.nets.adm import ADMConfig
 from methods.nets.deep_unet import DeepUNetConfig
-from methods.nets.dit import DiTConfig
+from methods.nets.dit import DiT, DiTConfig, positions
 from methods.nets.efficient_unet import EfficientUNetConfig
 from methods.nets.linear_dit import LinearDiTConfig
 from methods.nets.routed_dit import RoutedDiTConfig
 from methods.nets.unet import UNetConfig
 from methods.nets.uvit import UViTConfig
 from methods.training.cost_reduction.gradient_checkpointing import recomputed, segments
+from methods.training.cost_reduction.progressive_resolution_training import LessNoise, SmallFirst, shrunk, untrained
 from methods.training.flow.flow_matching import FlowVelocity, StraightPath
 from methods.training.flow.rectified_flow import StraightPairs, UShaped, inverted
 
@@ -353,3 +356,150 @@ def test_what_is_sampled_from_is_the_plain_network() -> None:
     with tallied() as counters:
         run.generate(recipe, run.deploy(recipe, model), torch.tensor([0]), [0])
     assert not counters["blocks_recomputed"]
+
+
+# Progressive resolution -----------------------------------------------------------------------------------------------
+
+
+def small_first(iterations: int, share: float, halvings: int, net: NetConfig = BASE.net) -> tuple[Recipe, SmallFirst]:
+    call = TECHNIQUES["progressive_resolution_training"].call({"share": share, "halvings": halvings})
+    recipe = compose(replace(BASE, net=net, fit=replace(BASE.fit, iterations=iterations)), call)
+    objective = recipe.objective
+    assert isinstance(objective, SmallFirst)
+    return recipe, objective
+
+
+def sizes(recipe: Recipe, objective: SmallFirst, net: nn.Module, calls: int) -> list[int]:
+    """The side of the images that the network is asked about, call by call."""
+    seen: list[int] = []
+    hook = net.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[-1]))
+    student = stepped(recipe, net)
+    for _ in range(calls):
+        loss = objective(student, student, images().images[:6], images().labels[:6], seeded())
+        assert loss.shape == (6,) and loss.isfinite().all()
+    hook.remove()
+    return seen
+
+
+def test_sides_double_until_few_updates_are_left() -> None:
+    """The smaller sizes share their part evenly; the rest, and whatever comes after it, is at full size."""
+    for share, halvings, expected in (
+        (0.75, 1, [4] * 6 + [8] * 3),
+        (0.75, 2, [2] * 3 + [4] * 3 + [8] * 3),
+        (0.0, 2, [8] * 9),
+        (1.0, 1, [4] * 8 + [8]),
+    ):
+        recipe, objective = small_first(8, share, halvings)
+        assert sizes(recipe, objective, recipe.net.build(SHAPE, CLASSES), 9) == expected
+
+
+@pytest.mark.parametrize("iterations", [20, 1560, 3000])
+def test_multiply_accumulates_of_training_are_in_proportion_to_its_length(iterations: int) -> None:
+    """So that those of a bed's training can be told from those of a short one."""
+    for halvings in (1, 2):
+        _, objective = small_first(iterations, 0.6, halvings)
+        factors = []
+        for objective.done in range(iterations):
+            factors.append(objective.factor())
+        counted = {factor: factors.count(factor) for factor in factors}
+        small = {2**k: iterations * 3 // (5 * halvings) for k in range(1, halvings + 1)}
+        assert counted == {1: iterations * 2 // 5, **small}
+        assert factors == sorted(factors, reverse=True)
+
+
+def test_a_trained_network_is_trained_on_at_full_size() -> None:
+    recipe, _ = small_first(8, 0.75, 1)
+    for config in (UNetConfig(8), ADMConfig(8), EfficientUNetConfig(8), DiTConfig(2, 16, 2, 2), RoutedDiTConfig(2, 16)):
+        fresh = config.build(SHAPE, CLASSES)
+        assert untrained(fresh)
+        assert sizes(recipe, small_first(8, 0.75, 1)[1], alive(fresh), 2) == [8, 8] and not untrained(fresh)
+    trained, _ = run.train(recipe, images(), 0)
+    assert not untrained(trained.net)
+
+
+def test_at_full_size_it_is_the_denoising_loss() -> None:
+    recipe, objective = small_first(8, 0.0, 1)
+    net, plain = alive(recipe.net.build(SHAPE, CLASSES)), BASE.objective
+    assert isinstance(plain, Denoising)
+    student = stepped(recipe, net)
+    a, b = (loss(student, student, images().images, images().labels, seeded()) for loss in (objective, plain))
+    assert torch.equal(a, b)
+
+
+def test_at_a_low_resolution_it_is_the_denoising_loss_of_averaged_images_with_less_noise() -> None:
+    recipe, objective = small_first(8, 0.75, 1)
+    net = recipe.net.build(SHAPE, CLASSES)
+    objective.done = 1  # the network is not fresh, and need not be
+    student = stepped(recipe, alive(net))
+    small = F.avg_pool2d(images().images, 2)
+    expected = Denoising(LessNoise(UniformTimes(), 2.0), BASE.weight, BASE.coupling)
+    a, b = (
+        loss(student, student, x, images().labels, seeded())
+        for loss, x in ((objective, images().images), (expected, small))
+    )
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("process", [Cosine(), STRAIGHT], ids=["cosine", "straight"])
+def test_averaging_leaves_the_noise_that_the_small_image_is_given(process: Cosine | StraightPath) -> None:
+    """The mean of s x s pixels of x_t has the signal-to-noise ratio of the small image's time.
+
+    On straight paths that is the time shift of SD3, t -> r t / (1 + (r - 1) t) with r the square root of the ratio of
+    pixels.
+    """
+    factor = 4
+    t = UniformTimes()(process, 64, seeded(5))
+    small = LessNoise(UniformTimes(), float(factor))(process, 64, seeded(5))
+    averaged = F.avg_pool2d(torch.randn(400, 1, 64, 64, generator=seeded(6)), factor).std().item()
+    assert abs(averaged - 1 / factor) < 0.002
+    ratio = process.alpha(small) / process.sigma(small) / (process.alpha(t) / process.sigma(t))
+    assert torch.allclose(ratio, torch.full_like(ratio, float(factor)))
+    if process == STRAIGHT:
+        root = 1 / factor
+        assert torch.allclose(small, root * t / (1 + (root - 1) * t))
+
+
+@pytest.mark.parametrize("config", [DiTConfig(2, 16, 2, 2), RoutedDiTConfig(2, 16, 2, 2)], ids=["dit", "routed_dit"])
+def test_a_small_image_has_the_positions_of_the_places_it_shows(config: NetConfig) -> None:
+    """Those of the official code, i / interpolation of the larger size, up to the unit of length; the rest stays."""
+    net = alive(config.build((1, 16, 16), CLASSES))
+    assert isinstance(net, DiT)
+    before, grid = net.position, net.grid
+    frequencies = 10_000 ** -(torch.arange(4) / 4)
+
+    def waves(n: int, step: float) -> Tensor:
+        phase = step * torch.arange(n)[:, None] * frequencies
+        line = torch.cat([phase.sin(), phase.cos()], dim=1)
+        return torch.cat([line[:, None].expand(n, n, 8), line[None].expand(n, n, 8)], dim=2).reshape(n * n, 16)
+
+    assert torch.allclose(waves(8, 1.0), positions(8, 8, 16), atol=1e-6)
+    small = config.build((1, 8, 8), CLASSES)
+    assert isinstance(small, DiT)
+    small.load_state_dict(net.state_dict())
+    small.position = waves(4, 2.0)
+    x, u = torch.randn(3, 1, 8, 8, generator=seeded()), torch.tensor([0.1, 0.5, 0.9])
+    with shrunk(net, 2):
+        assert torch.allclose(net.position, waves(4, 2.0), atol=1e-6) and net.grid == (4, 4)
+        assert torch.allclose(net(x, u, torch.arange(3)), small(x, u, torch.arange(3)), atol=1e-4)
+    assert net.position is before and net.grid == grid and "position" in dict(net.named_buffers())
+
+
+@pytest.mark.parametrize("name", ["unet", "dit"])
+def test_a_halved_image_costs_a_quarter(name: str) -> None:
+    recipe, objective = small_first(8, 0.75, 1, NETS[name])
+    net = alive(NETS[name].build(SHAPE, CLASSES))
+
+    def step(objective: SmallFirst, done: int) -> int:
+        objective.done = done
+        student = stepped(recipe, net)
+        x0, labels = images().images, images().labels
+        return cost.macs(lambda: objective(student, student, x0, labels, seeded()).mean().backward())[0]
+
+    early, late = step(objective, 1), step(objective, 7)
+    assert 0.2 < early / late < 0.3
+
+
+def test_learned_positions_and_other_spaces_are_refused_by_name() -> None:
+    for other, slot in (("u_vit", "net"), ("latent_diffusion", "space")):
+        with pytest.raises(Conflict, match=slot):
+            recipe_of("progressive_resolution_training", other)

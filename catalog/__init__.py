@@ -3,7 +3,7 @@
 `load()` is the door. Nothing here imports `methods` before `Technique.call` is asked for a method.
 """
 
-from catalog.index import Catalog, cell_name
+from catalog.index import ON_THE_WAY, Catalog, cell_name
 from catalog.loading import load
 from catalog.models import (
     Area,
@@ -26,6 +26,7 @@ from catalog.models import (
 from catalog.reading import CatalogError
 
 __all__ = [
+    "ON_THE_WAY",
     "Area",
     "Baseline",
     "Bed",

@@ -6,6 +6,9 @@ from hashlib import sha256
 from catalog.models import Baseline, Bed, Cell, Number, Survey, Taxonomy, Technique
 from catalog.reading import CatalogError, absent
 
+ON_THE_WAY = (0.125, 0.25, 0.5)
+"""The shares of base training at which quality is measured, beside its end."""
+
 
 @dataclass(frozen=True)
 class Catalog:
@@ -55,19 +58,27 @@ class Catalog:
             for id, params in self.resolve(cell, bed).items()
         }
         plain = Cell(methods=methods)
-        return Cell(methods=methods, steps=cell.steps if cell.steps != self.steps(plain, bed) else None)
+        steps = cell.steps if cell.steps != self.steps(plain, bed) else None
+        return Cell(methods=methods, steps=steps, trained=cell.trained)
 
     def cells(self, id: str, bed: str) -> dict[str, Cell]:
-        """The distinct cells a technique's page needs on a bed, by name, ordered as `Technique.cells`."""
-        cells = [self.canonical(cell, bed) for cell in self.technique(id).cells(bed)]
+        """The distinct cells a technique's page needs on a bed, by name, ordered as `Technique.cells`.
+
+        One that changes base training also needs itself and its control on the way through it.
+        """
+        technique = self.technique(id)
+        ends = (technique.default, technique.control) if technique.trains and self.bed(bed).network else ()
+        on_the_way = [cell.model_copy(update={"trained": share}) for share in ON_THE_WAY for cell in ends]
+        cells = [self.canonical(cell, bed) for cell in (*technique.cells(bed), *on_the_way)]
         return {cell_name(cell, self, bed): cell for cell in cells}
 
 
 def cell_name(cell: Cell, catalog: Catalog, bed: str | None = None) -> str:
-    """`baseline@10`, `ddim(eta=1.0)`, `dit+int8_dynamic`: it names whatever is not default on the bed."""
+    """`baseline@10`, `ddim(eta=1.0)`, `dit+int8_dynamic`, `dit~0.25`: it names whatever is not default on the bed."""
     cell = catalog.canonical(cell, bed)
     methods = (
         id + (f"({','.join(f'{name}={value}' for name, value in sorted(params.items()))})" if params else "")
         for id, params in cell.methods.items()
     )
-    return ("+".join(methods) or "baseline") + (f"@{cell.steps}" if cell.steps else "")
+    steps, share = f"@{cell.steps}" if cell.steps else "", f"~{cell.trained:g}" if cell.trained < 1 else ""
+    return ("+".join(methods) or "baseline") + steps + share

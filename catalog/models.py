@@ -1,7 +1,7 @@
 """What the catalog is made of. Every model is frozen and refuses fields it does not know."""
 
 from importlib import import_module
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -91,10 +91,14 @@ class Parameter(Entry):
 
 
 class Cell(Entry):
-    """What to run: methods with parameters that are not default, and sampling steps if overridden."""
+    """What to run: methods with parameters that are not default, and sampling steps if overridden.
+
+    `trained` is the share of base training after which its weights are taken: 1 for all of it.
+    """
 
     methods: dict[Name, dict[Name, Number]]
     steps: PositiveInt | None = None
+    trained: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class Expectation(Entry):
@@ -181,6 +185,11 @@ class Technique(Entry):
     def default(self) -> Cell:
         """The cell the technique's page is about: itself, with its defaults, on what it builds on."""
         return Cell(methods={**self.builds_on, self.id: {}})
+
+    @property
+    def trains(self) -> bool:
+        """Whether it changes base training."""
+        return bool({*self.changes} & {*get_args(Training)})
 
     @property
     def control(self) -> Cell:

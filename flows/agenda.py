@@ -133,11 +133,16 @@ def files(specs: Iterable[Spec]) -> Agenda:
         for seed, block in spec.blocks:
             needs: set[Item] = set()
             if spec.bed.network is not None:
-                trained = first.setdefault(training_fingerprint(spec.recipe), spec.training)
+                trained = first.setdefault(training_fingerprint(spec.recipe), spec.training.after(1.0))
                 needs = {step("train", trained, seed)}
                 agenda.setdefault(step("train", trained, seed), set())
+                if spec.passed:
+                    needs = {step("train", trained.after(spec.cell.trained), seed)}
+                    agenda.setdefault(
+                        step("train", trained.after(spec.cell.trained), seed), {step("train", trained, seed)}
+                    )
             if spec.bed.network is not None and compresses(spec):
-                shipped = step("compress", first.setdefault(shipped_fingerprint(spec.recipe), spec), seed)
+                shipped = step("compress", first.setdefault(shipped_fingerprint(spec.recipe, spec.passed), spec), seed)
                 agenda.setdefault(shipped, needs)
                 needs = {shipped}
             agenda[step("sample", spec, seed, block)] = needs
@@ -179,7 +184,8 @@ def spec_of(item: Item, spend: Effort) -> Spec:
     """The cell of an item, with the seeds that are spent."""
     bed = known().bed(item.bed)
     asked = Cell.model_validate_json(item.cell)
-    return Spec(known(), bed, asked, spend.of(bed.seeds), spend.budget, fidelity=spend == FULL)
+    whole = spend == FULL and asked.trained == 1
+    return Spec(known(), bed, asked, spend.of(bed.seeds), spend.budget, fidelity=whole)
 
 
 @cache

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from catalog import Bed, Catalog, Cell, cell_name
+from catalog import ON_THE_WAY, Bed, Catalog, Cell, cell_name
 from flows.home import SETTINGS
 from flows.records import Damaged, Unwritten, read_json, write_bytes, write_json
 from flows.store import Store
@@ -102,7 +102,11 @@ class Spec:
             fewer = {name: params for name, params in kept.items() if name != id}
             if self._trained_by(fewer) == whole:
                 kept = fewer
-        return self.of(Cell(methods=kept))
+        return self.of(Cell(methods=kept, trained=self.cell.trained))
+
+    def after(self, share: float) -> "Spec":
+        """The same cell with the weights that this share of base training gives."""
+        return replace(self, cell=self.cell.model_copy(update={"trained": share}))
 
     def _trained_by(self, methods: dict[str, dict[str, Any]]) -> str | None:
         """What these methods would train; None if one of them needs what is left out."""
@@ -113,7 +117,12 @@ class Spec:
 
     def context(self, seed: int) -> str:
         """What weights depend on besides the recipe: the data, and the seed of training."""
-        return f"{source(self.bed.name)} seed {seed}"
+        return f"{source(self.bed.name)} seed {seed}{self.passed}"
+
+    @property
+    def passed(self) -> str:
+        """How much of base training has passed, in words; empty for all of it."""
+        return f" after {self.cell.trained:g}" if self.cell.trained < 1 else ""
 
 
 def base_recipe(spec: Spec) -> Recipe:
@@ -160,8 +169,8 @@ class Workplace:
         found = find(path, fingerprint)
         if found is not None:
             return found
-        bed, step, *_ = path.relative_to(self.root).parts
-        noted, key = self.root / bed / MADE / fingerprint, f"{bed}/{step}/{fingerprint}"
+        bed, key = path.relative_to(self.root).parts[0], self.key(path, fingerprint)
+        noted = self.root / bed / MADE / fingerprint
         noted.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(noted.with_suffix(".lock")):
             found = find(path, fingerprint)
@@ -179,11 +188,20 @@ class Workplace:
 
     def _made(self, path: Path, key: str, make: Callable[[], None]) -> Path:
         make()
+        self.push(path, key)
+        return path
+
+    def key(self, path: Path, fingerprint: str) -> str:
+        """What the store calls a file, but for its suffix."""
+        bed, step, *_ = path.relative_to(self.root).parts
+        return f"{bed}/{step}/{fingerprint}"
+
+    def push(self, path: Path, key: str) -> None:
+        """Put a file into the store, with the seconds it took."""
         if self.store is not None:
             self.store.push(path, f"{key}{path.suffix}")
             if clock(path).exists():
                 self.store.push(clock(path), f"{key}.seconds.json")
-        return path
 
 
 @cache
@@ -244,19 +262,36 @@ def is_made(spec: Spec, step: str, place: Workplace, seed: int, block: int = 0) 
 
 
 def train(spec: Spec, seed: int, place: Workplace, report: Report = quiet) -> Path:
-    """Train the weights the cell starts from, or find them."""
+    """Train the weights the cell starts from, or find them. A training leaves those on the way to its end as well."""
     path, fingerprint = target(spec, "train", place, seed)
 
     def make() -> None:
-        curve = Curve(report)
-        with tallied() as counters:
-            started = time.perf_counter()
-            model, seen = run.train(spec.training.recipe, training_set(spec.bed.name), seed, curve)
+        if not spec.passed:
+            return train_anew(spec, seed, place, report)
+        whole = train(spec.after(1.0), seed, place, report)
+        with FileLock(whole.with_suffix(".lock")):
+            if find(path, fingerprint) is None:  # it was made by somebody who left nothing on the way
+                train_anew(spec, seed, place, report)
+
+    return place.made(path, fingerprint, make, find)
+
+
+def train_anew(spec: Spec, seed: int, place: Workplace, report: Report) -> None:
+    """Train, and write the weights of the end and of every share of the way that somebody may ask for."""
+    curve, started = Curve(report), time.perf_counter()
+
+    def write(share: float, model: models.Model, seen: int) -> None:
+        path, fingerprint = target(spec.after(share), "train", place, seed)
         note = {"fingerprint": fingerprint, "images": seen, "counters": counters, "curve": curve.points}
         write_model(model, path, note)
         took(path, time.perf_counter() - started)
+        if share < 1:
+            place.push(path, place.key(path, fingerprint))
 
-    return place.made(path, fingerprint, make, find)
+    keep = {share: partial(write, share) for share in {*ON_THE_WAY, spec.cell.trained} - {1.0}}
+    with tallied() as counters:
+        model, seen = run.train(spec.training.recipe, training_set(spec.bed.name), seed, curve, keep)
+    write(1.0, model, seen)
 
 
 def compress(spec: Spec, seed: int, place: Workplace, report: Report = quiet) -> Path:

@@ -175,7 +175,7 @@ def _stale_cells(catalog: Catalog, bed: str, record: Record, floor: Record | Non
 def _changed(catalog: Catalog, bed: str, cell: Record, data: str, extractor: str) -> str | None:
     """What changed since a cell was measured, if anything."""
     seeds = Seeds(train=tuple(cell["seeds"]["train"]), sample=tuple(cell["seeds"]["sample"]))
-    asked = Cell(methods=cell["methods"], steps=cell["steps"])
+    asked = Cell(methods=cell["methods"], steps=cell["steps"], trained=cell.get("trained", 1.0))
     try:
         spec = Spec(catalog, catalog.bed(bed), asked, seeds.blocks, cell["budget"], cell["fidelity"])
         same = identity(spec, data, extractor) == cell["fingerprints"]["cell"]

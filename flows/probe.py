@@ -31,7 +31,9 @@ def probe(known: Catalog, bed_name: str, cell: dict[str, Any], place: Workplace)
     """The fingerprints that a recorded cell has under this code, and the digest of its small version."""
     bed = known.bed(bed_name)
     seeds = Seeds(train=tuple(cell["seeds"]["train"]), sample=tuple(cell["seeds"]["sample"]))
-    asked = known.canonical(Cell(methods=cell["methods"], steps=cell["steps"]), bed_name)
+    asked = known.canonical(
+        Cell(**{key: cell[key] for key in ("methods", "steps", "trained") if key in cell}), bed_name
+    )
     spec = Spec(known, bed, asked, seeds.blocks, cell["budget"], cell["fidelity"])
     extractor = features.digest(features.load(feature_net(bed, place))[0]) if bed.features else ""
     context = spec.context(spec.train_seeds[0])

@@ -39,8 +39,9 @@ def tasks(spec: Spec, place: Workplace) -> dict[Task, float]:
     """What is left to do for a cell, with about how many network evaluations each takes; cells share trainings."""
     left: dict[Task, float] = {("evaluate", spec.name, 0, 0): units(spec, "score")}
     for seed, block in spec.blocks:
-        if spec.bed.network is not None and not place.path(spec.training, "train", seed).exists():
-            left["train", spec.training.name, seed, 0] = units(spec, "train")
+        whole = spec.training.after(1.0)
+        if spec.bed.network is not None and not place.path(whole, "train", seed).exists():
+            left["train", whole.name, seed, 0] = units(spec, "train")
         if spec.recipe.phases and not place.path(spec, "ship", seed).exists():
             left["compress", spec.name, seed, 0] = units(spec, "compress")
         if not place.path(spec, "sample", seed, block).exists():

@@ -38,7 +38,7 @@ from flows.records import commit, provenance, read_json, write_bytes, write_json
 from flows.study import FULL, main, spec_hash, study, techniques_on
 
 Outcome = Literal["same", "moved", "made by other code", "cannot run"]
-KEPT = ("methods", "steps", "seeds", "budget", "fidelity")
+KEPT = ("methods", "steps", "trained", "seeds", "budget", "fidelity")
 """What a probe must know of a recorded cell."""
 
 
@@ -57,7 +57,9 @@ def stale_cells(records: Mapping[str, Mapping[str, Record]], old: Stale) -> dict
     for bed, known in records.items():
         for id, record in known.items():
             for name in old[bed][id]:
-                found.setdefault(bed, {})[name] = {key: record["cells"][name][key] for key in KEPT}
+                found.setdefault(bed, {})[name] = {
+                    key: value for key, value in record["cells"][name].items() if key in KEPT
+                }
     return found
 
 

@@ -91,6 +91,7 @@ def measured(spec: Spec, fingerprint: str, place: Workplace, report: Report) -> 
         "budget": spec.budget,
         "seeds": {"train": list(spec.train_seeds), "sample": [block for _, block in spec.blocks]},
         "n": spec.bed.n,
+        **({"trained": spec.cell.trained} if spec.passed else {}),
         "fidelity": spec.fidelity,
         "metrics": {key: metric(key, scores) for key in scores[0].values},
         "cost": costs(spec, notes, trained, shipped, place),
@@ -110,7 +111,7 @@ def identity(spec: Spec, data: str, extractor: str) -> str:
     """
     rulers = code_digest(frozenset({"methods.measure.reference", "methods.measure.cost"}))
     seeds = " ".join(f"{train}:{block}" for train, block in spec.blocks)
-    effort = f"{data} blocks {seeds} n {spec.bed.n} by {spec.bed.batch} fidelity {spec.fidelity}"
+    effort = f"{data} blocks {seeds} n {spec.bed.n} by {spec.bed.batch} fidelity {spec.fidelity}{spec.passed}"
     return recipe_fingerprint(spec.recipe, f"{effort} {reference_steps(spec)} {rulers} {extractor}")
 
 
@@ -214,7 +215,7 @@ def costs(
     assert isinstance(ready.network, Network)
     operations, uncounted = cost.macs(draw)
     own = [path for path in shipped if path not in trained]
-    training, one_off = preparation_macs(spec, place) if spec.fidelity else (None, None)
+    training, one_off = preparation_macs(spec, place) if spec.fidelity or spec.passed else (None, None)
     return {
         **spent,
         "macs": operations // len(labels),
@@ -234,14 +235,16 @@ def preparation_macs(spec: Spec, place: Workplace) -> tuple[int, int]:
 
     Both grow in a straight line with the iterations, so they are extrapolated from two short runs of the real loops.
     """
-    fingerprint = shipped_fingerprint(spec.recipe, f"{spec.bed.shape} {SHORT}")
+    fingerprint = shipped_fingerprint(spec.recipe, f"{spec.bed.shape} {SHORT}{spec.passed}")
     path = place.root / spec.bed.name / "macs" / f"{fingerprint}.json"
     if path.exists():
         known = read_json(path)
         return known["training"], known["one_off"]
     short, longer = (short_run(spec, iterations) for iterations in (SHORT, 2 * SHORT))
-    share = (spec.recipe.fit.iterations - SHORT) / SHORT
-    training, one_off = (round(a + (b - a) * share) for a, b in zip(short, longer, strict=True))
+    updates = spec.cell.trained * spec.recipe.fit.iterations, spec.recipe.fit.iterations
+    training, one_off = (
+        round(a + (b - a) * (n - SHORT) / SHORT) for a, b, n in zip(short, longer, updates, strict=True)
+    )
     write_json(path, {"training": training, "one_off": one_off})
     return training, one_off
 

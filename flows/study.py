@@ -116,7 +116,9 @@ def composed(known: Catalog, bed: str, methods: dict[str, dict[str, Any]], spend
 def _study(known: Catalog, bed_name: str, id: str, cells: Sequence[Cell], spend: Effort) -> Study:
     bed = known.bed(bed_name)
     blocks = spend.of(bed.seeds)
-    specs = [Spec(known, bed, cell, blocks, spend.budget, fidelity=spend == FULL) for cell in cells]
+    specs = [
+        Spec(known, bed, cell, blocks, spend.budget, fidelity=spend == FULL and cell.trained == 1) for cell in cells
+    ]
     subject, control = specs[0], specs[0] if id == BASELINE else specs[1]
     return Study(id, subject.name, control.name, {spec.name: spec for spec in specs})
 

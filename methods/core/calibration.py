@@ -46,8 +46,15 @@ def descend(
     return iterations * BATCH
 
 
+SAMPLING = ("sampler", "grid", "steps")
+"""How samples will be drawn, which a phase may need to know: it distils for a number of steps, or on a grid."""
+
+
 class Phase(ABC):
     """Something done to the trained network before it ships: distillation, pruning with fine-tuning, ..."""
+
+    heeds: ClassVar[tuple[str, ...]] = SAMPLING
+    """What it reads of SAMPLING: one that reads less serves every recipe that agrees on the rest."""
 
     @abstractmethod
     def __call__(self, recipe: "Recipe", model: "Model", data: "TrainingSet", seed: int, report: Report) -> int:

@@ -56,7 +56,7 @@ class Network(Denoiser):
     def predict(self, x_t: Float[Tensor, "b *s"], t: Tensor, labels: Labels = None) -> Float[Tensor, "b *s"]:
         """F itself, in float32, as the parameterization defines it."""
         u, scale = _network_input(self.process, self.parameterization, t)
-        u = torch.as_tensor(u).to(x_t).expand(len(x_t))
+        u = u.to(x_t) if isinstance(u, Tensor) else x_t.new_full((len(x_t),), u)
         told = self.parameterization.told(u)
         return self.ask(x_t if scale is None else like(scale, x_t) * x_t, told, labels)
 

@@ -12,8 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from methods.core.calibration import Calibrated
-from methods.core.heeding import SAMPLING, heeded
+from methods.core.calibration import SAMPLING, Calibrated
 from methods.core.recipe import TRAINING, Recipe
 
 
@@ -48,7 +47,8 @@ def shipped_fingerprint(recipe: Recipe, context: str = "") -> str:
     """A digest of everything that shapes the weights that ship: training, phases, fitted parts, shipping transforms."""
     shipping = [t for t in recipe.transforms if t.ships]
     fitted = bool(recipe.fitted) or any(isinstance(t, Calibrated) for t in shipping)
-    made = [getattr(recipe, slot) for slot in SAMPLING] if fitted else heeded(recipe)
+    heeded = {slot for phase in recipe.phases for slot in phase.heeds}
+    made = [getattr(recipe, slot) for slot in SAMPLING if fitted or slot in heeded]
     deployed = [recipe.transforms, recipe.guidance, recipe.precision] if fitted else []
     return fingerprint(
         [*(getattr(recipe, name) for name in TRAINING), recipe.phases, recipe.start, shipping, made, deployed], context

@@ -1,7 +1,7 @@
 """Minimising an objective by Adam, with a moving average of the weights. Only here is autocast decided."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 
 import torch
@@ -24,10 +24,12 @@ def quiet(what: str, done: int, total: int, loss: float) -> None:
 def optimise(
     student: Network, teacher: Denoiser, objective: Objective, x0: Float[Tensor, "n *s"], labels: Labels,
     fit: Fit, seed: int, report: Report = quiet, what: str = "network",
+    keep: Mapping[int, Callable[[nn.Module], None]] | None = None,
 ) -> nn.Module:  # fmt: skip
     """Minimise an objective by Adam and return the exponential moving average of the student's network.
 
     Order of the data and noise come from two generators, so methods that draw noise differently see the same images.
+    Whoever wants to see that average on the way says in `keep` after how many updates.
     """
     order = torch.Generator().manual_seed(seed)
     rng = torch.Generator(x0.device).manual_seed(seed + 1)
@@ -40,6 +42,8 @@ def optimise(
         with autocast(fit.precision):
             loss = objective(student, teacher, x0[batch], None if labels is None else labels[batch], rng).mean()
         learner.step(loss)
+        if keep and i + 1 in keep:
+            keep[i + 1](learner.average)
         if (i + 1) % 50 == 0 or i + 1 == fit.iterations:
             report(what, i + 1, fit.iterations, loss.item())
     return learner.finished()

@@ -66,9 +66,9 @@ def like(coefficient: Coefficient, x: Tensor) -> Coefficient:
 def combine(
     a: Coefficient, x: Float[Tensor, "b *s"], b: Coefficient, y: Float[Tensor, "b *s"]
 ) -> Float[Tensor, "b *s"]:
-    """a x + b y with coefficients per sample ([b]) or for all, which takes two passes over memory, not three."""
+    """a x + b y with coefficients per sample ([b]) or for all, in two passes over memory, or one where a is 1."""
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
-        return torch.add(x * a, y, alpha=b)
+        return torch.add(x if a == 1 else x * a, y, alpha=b)
     return like(a, x) * x + like(b, y) * y
 
 

@@ -1,7 +1,7 @@
 """Carrying out a recipe: train, compress, deploy, generate."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +19,16 @@ from methods.core.recipe import Recipe
 from methods.core.sampling import SampleNoise
 from methods.core.surgery import in_order, transformed
 
+Keep = Callable[[Model, int], None]
+"""Given the model as it would ship now, and how many images were seen."""
 
-def train(recipe: Recipe, data: TrainingSet, seed: int, report: Report = quiet) -> tuple[Model, int]:
+
+def train(
+    recipe: Recipe, data: TrainingSet, seed: int, report: Report = quiet, keep: Mapping[float, Keep] | None = None
+) -> tuple[Model, int]:
     """Fit the codec, then the network. Returns the model and how many images were seen in all.
 
+    Whoever wants to see the model on the way says in `keep` after which share of the updates.
     In a process group the network's part of the work is shared out, and every process returns the same model.
     """
     model = build(recipe, data.shape, data.classes, seed)
@@ -31,8 +37,18 @@ def train(recipe: Recipe, data: TrainingSet, seed: int, report: Report = quiet) 
     seen = model.codec.fit(images, recipe.fit.iterations, rng, report)
     x0 = encode(model, images)
     student = shared_out(network(recipe, model))
-    model.net = optimise(student, student, recipe.objective, x0, labels, recipe.fit, seed, report)
-    return model.eval(), seen + recipe.fit.iterations * recipe.fit.batch
+    fit = recipe.fit
+
+    def shown(see: Keep, updates: int) -> Callable[[nn.Module], None]:
+        def show(net: nn.Module) -> None:
+            see(Model(net, model.codec, model.starter, build_parts(recipe), model.shape), seen + updates * fit.batch)
+
+        return show
+
+    due = {round(share * fit.iterations): see for share, see in (keep or {}).items()}
+    on_the_way = {updates: shown(see, updates) for updates, see in due.items()}
+    model.net = optimise(student, student, recipe.objective, x0, labels, fit, seed, report, keep=on_the_way)
+    return model.eval(), seen + fit.iterations * fit.batch
 
 
 def compress(

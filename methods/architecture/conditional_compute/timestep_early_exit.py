@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.core.activation import count
-from methods.core.calibration import Report
-from methods.core.heeding import Heeding
+from methods.core.calibration import Phase, Report
 from methods.core.learning import optimise
 from methods.core.models import Model, TrainingSet, encode, network
 from methods.core.recipe import Method, NetConfig, Recipe, edit
@@ -83,7 +82,7 @@ class ExitingDiTConfig(NetConfig):
 
 
 @dataclass(frozen=True)
-class OpenExits(Heeding):
+class OpenExits(Phase):
     """Opens the exits of the trained network, and trains on for `fraction` of the base training."""
 
     fraction: float

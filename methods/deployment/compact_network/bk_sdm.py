@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.core.activation import count
-from methods.core.calibration import Report
+from methods.core.calibration import Phase, Report
 from methods.core.denoiser import Denoiser, Labels, Network
-from methods.core.heeding import Heeding
 from methods.core.learning import optimise
 from methods.core.models import Model, TrainingSet, encode, network
 from methods.core.objective import Objective
@@ -98,7 +97,7 @@ class BlockDistillation(Objective):
 
 
 @dataclass(frozen=True)
-class Distil(Heeding):
+class Distil(Phase):
     """Trains what block removal will leave, against the whole, and writes it back; removal itself comes after."""
 
     weight: float

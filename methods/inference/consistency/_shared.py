@@ -16,9 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from methods.core.activation import count
-from methods.core.calibration import Report
+from methods.core.calibration import Phase, Report
 from methods.core.denoiser import Labels, Network
-from methods.core.heeding import Heeding
 from methods.core.learning import optimise
 from methods.core.models import Model, TrainingSet, encode, network
 from methods.core.objective import Objective
@@ -58,7 +57,7 @@ def noise_levels(process: Process, n: int) -> Float[Tensor, "n"]:
     return time(process, root**RHO)
 
 
-class Distil(Heeding, ABC):
+class Distil(Phase, ABC):
     """Trains the network on as the student of an objective, its own teacher being the network as it was."""
 
     fraction: float

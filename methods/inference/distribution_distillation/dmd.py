@@ -20,9 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from methods.core.activation import count
-from methods.core.calibration import Report
+from methods.core.calibration import Phase, Report
 from methods.core.denoiser import Denoiser, Labels, Network, Unguided
-from methods.core.heeding import Heeding
 from methods.core.learning import Learner, autocast
 from methods.core.models import Model, TrainingSet
 from methods.core.objective import Regression
@@ -56,7 +55,7 @@ def correction(
 
 
 @dataclass(frozen=True)
-class MatchDistribution(Heeding):
+class MatchDistribution(Phase):
     """Update generator and fake score in turn; a batch of pairs is regressed beside every batch of fresh noise."""
 
     regression: float

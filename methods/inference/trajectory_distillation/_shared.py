@@ -4,8 +4,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from methods.core.calibration import Report
-from methods.core.heeding import Heeding
+from methods.core.calibration import Phase, Report
 from methods.core.learning import optimise
 from methods.core.models import Model, TrainingSet
 from methods.core.objective import Objective
@@ -15,7 +14,7 @@ from methods.inference.ode_solver.ddim import DDIM
 
 
 @dataclass(frozen=True)
-class FromPairs(Heeding):
+class FromPairs(Phase):
     """Draw pairs from the model in `teacher_steps` steps of DDIM, then train a copy of it on them.
 
     All for `fraction` of the base training, a third of it for the pairs.

@@ -244,7 +244,7 @@ def _require_comparable(technique: Technique, named: Cell, metric: str, arm: Rec
     for cell in (arm, control):
         if cell is None:
             continue
-        if metric not in cell["metrics"] and metric not in cell["cost"]:
+        if metric not in cell["metrics"] and cell["cost"].get(metric) is None:
             raise Untestable(f"{metric} was not measured")
         if metric == "macs" and cell["cost"]["uncounted_ops"]:
             raise Untestable(f"the count leaves out {', '.join(cell['cost']['uncounted_ops'])}")

@@ -124,11 +124,13 @@ def made_cell(known: Catalog, bed: str, cell: Cell, id: str) -> dict[str, Any]:
     exact = dict.fromkeys(("macs", "parameters", "active_parameters", "bytes", "training_images", "training_macs"), 0)
     if not plane:
         exact |= {"macs": steps * (400_000 if SILENT in name else 912_345), "parameters": 352_111, "bytes": 1_408_444}
-        exact |= {"active_parameters": 301_000, "training_images": 99_840, "training_macs": 5_000_000_000_000}
+        exact |= {"active_parameters": 301_000, "training_images": round(99_840 * cell.trained)}
+        exact |= {"training_macs": round(5_000_000_000_000 * cell.trained)}
     spent = {"evaluations": float(steps * (2 if "guidance" in name else 1)), "sequential_calls": float(steps)}
     once = {"one_off_images": 640, "one_off_macs": 900_000_000} if "distillation" in name else {}
     return {
-        "methods": known.resolve(cell, bed), "steps": steps, "budget": 1.0, "fidelity": True,
+        "methods": known.resolve(cell, bed), "steps": steps, "budget": 1.0, "fidelity": cell.trained == 1,
+        **({"trained": cell.trained} if cell.trained < 1 else {}),
         "n": known.bed(bed).n, "seeds": {"train": list(seeds.train), "sample": list(seeds.sample)},
         "metrics": {key: metric(key, scale * centre, rng) for key, scale in (PLANE if plane else IMAGES).items()},
         "cost": {**exact, **spent, "one_off_images": 0, "one_off_macs": 0, **once,
@@ -140,7 +142,7 @@ def made_cell(known: Catalog, bed: str, cell: Cell, id: str) -> dict[str, Any]:
 
 def fingerprint(known: Catalog, bed: str, cell: Cell, seeds: Seeds, id: str) -> str:
     """That of today's code and catalog."""
-    spec = Spec(known, known.bed(bed), cell, seeds.blocks, 1.0, True)
+    spec = Spec(known, known.bed(bed), cell, seeds.blocks, 1.0, cell.trained == 1)
     return "another" if id == STALE else identity(spec, DATA, "" if bed == "mixture" else SHA)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import made_up
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,6 +14,11 @@ from catalog import ON_THE_WAY, Cell, cell_name, load
 from flows import cell
 from flows.agenda import agenda_of
 from flows.cell import Workplace, metadata
+from flows.records import read_json
+from flows.rendering import few_steps
+from flows.rendering.measured import Measured
+from flows.rendering.technique import cell_points
+from flows.rendering.training import along
 from flows.score import evaluate
 from flows.study import study
 from methods.core import run
@@ -88,3 +94,21 @@ def test_what_changes_training_is_measured_on_the_way_with_its_control() -> None
         if "~" in item.what:
             (whole,) = agenda[item]
             assert whole in trained and whole.what == item.what.partition("~")[0] and whole.seed == item.seed
+
+
+def test_the_page_draws_both_on_the_way(tmp_path: Path) -> None:
+    measured = Measured(KNOWN, made_up.everything(KNOWN, tmp_path / "results"))
+    record = read_json(tmp_path / "results/digits/v_prediction.json")
+    found = along(record, KNOWN.bed("digits"), "v_prediction.json")
+    assert found is not None and [point.share for point in found.points] == [*ON_THE_WAY, 1.0]
+    for point, suffix in zip(found.points, ("~0.125", "~0.25", "~0.5", ""), strict=True):
+        fd = [record["cells"][f"{name}{suffix}"]["metrics"]["fd"]["mean"] for name in ("v_prediction", "baseline")]
+        assert [point.subject.value, point.control.value] == fd
+        assert point.difference is not None and point.difference.number.value == pytest.approx(fd[0] - fd[1])
+        assert point.images is not None and point.images.value == round(99_840 * point.share)
+    assert [len(line.points) for pair in found.plots.values() for plot in pair for line in plot.lines] == [4] * 8
+    assert along(read_json(tmp_path / "results/digits/deepcache.json"), KNOWN.bed("digits"), "") is None
+    points = cell_points(KNOWN.technique("v_prediction"), record, "evaluations", "fd")
+    assert points and not any("~" in point.label for point in points)
+    rows = few_steps.on_bed(measured, KNOWN.bed("digits"))
+    assert rows is not None and not any("~" in n.cell for row in rows.rows for n in row.qualities if n)

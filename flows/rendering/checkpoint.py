@@ -79,7 +79,7 @@ class Shown(Measured):
         blank = OnBed(
             self.bed, Counts.of([]), METRIC, None, "none", None, record["default"], record["control"],
             [Counter(counter, None) for counter in counters], [], [], [], [], [], None, None, {}, None, [], [], {},
-            None, None, {}, {}, None,
+            None, None, None, {}, {}, None,
         )  # fmt: skip
         found = technique.filled(blank, self, together, record)
         part = self.bed.model_copy(

@@ -9,6 +9,7 @@ from flows.rendering.lines import Plot, plot
 from flows.rendering.measured import COST, NARROW, WIDE, Measured
 from flows.rendering.numbers import Number, Record, cost, quality
 from flows.rendering.quantities import main_metric
+from flows.rendering.training import share_of
 
 FAMILIES = (
     "trajectory_distillation", "distribution_distillation", "consistency", "few_step_training", "adversarial"
@@ -91,7 +92,7 @@ def own(record: Record, technique: Technique, key: str) -> Iterator[Datum]:
         return
     default = but_for_steps(record["cells"][record["default"]])
     for name, cell in record["cells"].items():
-        if but_for_steps(cell) == default:
+        if but_for_steps(cell) == default and share_of(cell) == 1:
             yield from point(record, name, key, technique.name)
 
 

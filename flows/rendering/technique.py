@@ -16,6 +16,7 @@ from flows.rendering.equations import equations
 from flows.rendering.measured import BASELINE, COST, Measured, Picture, datum
 from flows.rendering.numbers import Number, Record, difference, excess, quality
 from flows.rendering.quantities import counted, main_metric
+from flows.rendering.training import Along, along, share_of
 
 EXCLUSIVE = {*get_args(Training), *get_args(Sampling)}
 """Fields of the recipe that one technique at a time may edit."""
@@ -62,6 +63,7 @@ class OnBed:
     uncounted: dict[str, list[str]]
     pays_back: PaysBack | None
     provenance: Provenance | None
+    along: Along | None
     seeds: Mapping[str, list[int]]
     stale: dict[str, str]
     spec_hash: str | None
@@ -194,7 +196,7 @@ def on_bed(measured: Measured, technique: Technique, bed: Bed) -> OnBed:
             (technique.name, measured.picture(bed, technique.id, technique.name)),
             ("Baseline", measured.picture(bed, BASELINE, "the baseline")),
         ],
-        [], [], [], [], None, None, {}, None, [], [], {}, None, None, {}, {}, None,
+        [], [], [], [], None, None, {}, None, [], [], {}, None, None, None, {}, {}, None,
     )  # fmt: skip
     record = measured.record(bed.name, technique.id)
     return blank if record is None else filled(blank, measured, technique, record)
@@ -230,6 +232,7 @@ def filled(blank: OnBed, measured: Measured, technique: Technique, record: Recor
         uncounted=costs.uncounted(record),
         pays_back=costs.pays_back(record, path),
         provenance=costs.provenance(machine, bed.name, technique.id) if machine else None,
+        along=along(record, bed, path),
         seeds=cell["seeds"] if cell else {},
         stale=dict(measured.stale.get(bed.name, {}).get(technique.id, {})),
         spec_hash=record["spec_hash"],
@@ -246,7 +249,7 @@ def cell_points(technique: Technique, record: Record, axis: str, key: str) -> li
     return [
         found
         for cell, content in record["cells"].items()
-        if content["methods"]
+        if content["methods"] and share_of(content) == 1
         and (found := datum(record, cell, axis, key, cell, "subject" if technique.id in content["methods"]
                             else "control"))
     ]  # fmt: skip

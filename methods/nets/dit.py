@@ -44,19 +44,22 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """h += g1 Attn(mod(LN h)); h += g2 MLP(mod(LN h)); the regressor of (shift, scale, gate) starts at zero."""
+    """h += g1 Attn(mod(LN h)); h += g2 MLP(mod(LN h)); the regressor of (shift, scale, gate) starts at zero.
 
-    def __init__(self, width: int, heads: int) -> None:
+    The condition has as many channels as the tokens, or `told` of its own.
+    """
+
+    def __init__(self, width: int, heads: int, told: int | None = None) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(width, elementwise_affine=False)
         self.attention = SelfAttention(width, heads)
         self.norm_mlp = nn.LayerNorm(width, elementwise_affine=False)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
-        self.modulation = nn.Linear(width, 6 * width)
+        self.modulation = nn.Linear(told or width, 6 * width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Float[Tensor, "b n c"], condition: Float[Tensor, "b c"]) -> Float[Tensor, "b n c"]:
+    def forward(self, x: Float[Tensor, "b n c"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n c"]:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition)).chunk(6, dim=1)
         x = x + gate1[:, None] * self.attention(modulate(self.norm_attention(x), shift1, scale1))
         return x + gate2[:, None] * self.mlp(modulate(self.norm_mlp(x), shift2, scale2))
@@ -65,16 +68,16 @@ class Block(nn.Module):
 class Head(nn.Module):
     """Tokens back to patches of pixels, through one last modulated norm; zero at initialisation."""
 
-    def __init__(self, width: int, channels: int, patch: int) -> None:
+    def __init__(self, width: int, channels: int, patch: int, told: int | None = None) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = nn.Linear(width, 2 * width)
+        self.modulation = nn.Linear(told or width, 2 * width)
         self.pixels = nn.Linear(width, channels * patch**2)
         for layer in (self.modulation, self.pixels):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Float[Tensor, "b n c"], condition: Float[Tensor, "b c"]) -> Float[Tensor, "b n p"]:
+    def forward(self, x: Float[Tensor, "b n c"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n p"]:
         shift, scale = self.modulation(F.silu(condition)).chunk(2, dim=1)
         return self.pixels(modulate(self.norm(x), shift, scale))
 
@@ -98,10 +101,15 @@ class DiT(nn.Module):
         condition = self.conditioning(u, labels)
         h = self.tokens(x).flatten(2).transpose(1, 2) + self.position
         count("tokens", h.shape[0] * h.shape[1])
+        pixels = self.head(self.through(h, condition, u), condition).transpose(1, 2)  # [b, c p p, n]
+        return F.pixel_shuffle(pixels.unflatten(2, self.grid), self.patch)
+
+    def through(self, h: Float[Tensor, "b n c"], condition: Float[Tensor, "b c"], u: Float[Tensor, "b *k"]
+                ) -> Float[Tensor, "b n c"]:  # fmt: skip
+        """The blocks, one after another."""
         for block in self.blocks:
             h = block(h, condition)
-        pixels = self.head(h, condition).transpose(1, 2)  # [b, c p p, n]
-        return F.pixel_shuffle(pixels.unflatten(2, self.grid), self.patch)
+        return h
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.core.recipe import NetConfig
-from methods.nets.dit import Block, Head, modulate, positions
+from methods.nets.dit import Block, Head, positions
 from methods.nets.embedding import Conditioning
 
 STD = 0.02
@@ -33,39 +33,6 @@ def put_back(h: Float[Tensor, "b k c"], visible: Int[Tensor, "b k"], n: int, hid
     """n tokens: those given at their places, and one and the same at all others."""
     everywhere = hidden.to(h).expand(len(h), n, -1)
     return everywhere.scatter(1, visible[..., None].expand_as(h), h)
-
-
-def silent(told: int, channels: int) -> nn.Linear:
-    """The regressor of shifts, scales and gates from a condition, zero at initialisation."""
-    layer = nn.Linear(told, channels)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-class NarrowBlock(Block):
-    """A block of a width of its own, told the condition of a wider transformer."""
-
-    def __init__(self, width: int, heads: int, told: int) -> None:
-        super().__init__(width, heads)
-        self.modulation = silent(told, 6 * width)
-
-    def forward(self, x: Float[Tensor, "b n c"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n c"]:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition)).chunk(6, dim=1)
-        x = x + gate1[:, None] * self.attention(modulate(self.norm_attention(x), shift1, scale1))
-        return x + gate2[:, None] * self.mlp(modulate(self.norm_mlp(x), shift2, scale2))
-
-
-class NarrowHead(Head):
-    """A head after narrow blocks."""
-
-    def __init__(self, width: int, channels: int, patch: int, told: int) -> None:
-        super().__init__(width, channels, patch)
-        self.modulation = silent(told, 2 * width)
-
-    def forward(self, x: Float[Tensor, "b n c"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n p"]:
-        shift, scale = self.modulation(F.silu(condition)).chunk(2, dim=1)
-        return self.pixels(modulate(self.norm(x), shift, scale))
 
 
 class MaskedTransformer(nn.Module):
@@ -116,10 +83,8 @@ class MaskDiT(MaskedTransformer):
         self.bridge = Head(config.width, config.narrow, 1)
         self.mask_token = nn.Parameter(STD * torch.randn(config.narrow))
         self.register_buffer("decoder_position", positions(*self.grid, config.narrow), persistent=False)
-        self.decoder = nn.ModuleList(
-            NarrowBlock(config.narrow, config.heads, config.width) for _ in range(config.decoder)
-        )
-        self.head = NarrowHead(config.narrow, shape[0], config.patch, config.width)
+        self.decoder = nn.ModuleList(Block(config.narrow, config.heads, config.width) for _ in range(config.decoder))
+        self.head = Head(config.narrow, shape[0], config.patch, config.width)
 
     def answer(
         self, h: Float[Tensor, "b n c"], condition: Float[Tensor, "b c"], visible: Int[Tensor, "b k"] | None
@@ -147,7 +112,7 @@ class DeferredDiT(MaskedTransformer):
             nn.Sequential(nn.LayerNorm(a), nn.Linear(a, b)) if config.mixer and a != b else nn.Identity()
             for a, b in ((config.width, config.narrow), (config.narrow, config.width))
         )
-        self.mixer = nn.ModuleList(NarrowBlock(config.narrow, config.heads, config.width) for _ in range(config.mixer))
+        self.mixer = nn.ModuleList(Block(config.narrow, config.heads, config.width) for _ in range(config.mixer))
         self.head = Head(config.width, shape[0], config.patch)
 
     def answer(

@@ -6,9 +6,8 @@ Source: Park et al. 2023 "Denoising Task Routing" (2310.07138), with window and 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from methods.core.activation import count
 from methods.core.recipe import NetConfig
@@ -41,16 +40,13 @@ class RoutedDiT(DiT):
         self.share, self.bend = config.share, config.bend
         self.blocks = nn.ModuleList(RoutedBlock(config.width, config.heads) for _ in range(config.depth))
 
-    def forward(self, x: Float[Tensor, "b c h w"], u: Float[Tensor, "b *k"], labels: Int[Tensor, "b"]
-                ) -> Float[Tensor, "b c h w"]:  # fmt: skip
-        condition = self.conditioning(u, labels)
-        h = self.tokens(x).flatten(2).transpose(1, 2) + self.position
+    def through(self, h: Float[Tensor, "b n c"], condition: Float[Tensor, "b c"], u: Float[Tensor, "b *k"]
+                ) -> Float[Tensor, "b n c"]:  # fmt: skip
         opened = window(u if u.ndim == 1 else u[:, 0], h.shape[2], self.share, self.bend).to(h)
         count("channels_closed", len(self.blocks) * len(h) * (h.shape[2] - int(self.share * h.shape[2])))
         for block in self.blocks:
             h = block(h, condition, opened)
-        pixels = self.head(h, condition).transpose(1, 2)  # [b, c p p, n]
-        return F.pixel_shuffle(pixels.unflatten(2, self.grid), self.patch)
+        return h
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from methods.core.activation import count
 from methods.core.calibration import Phase, Report
@@ -47,12 +46,10 @@ class ExitingDiT(DiT):
         self.shortest = config.shortest
         self.register_buffer("exits", torch.tensor(False))
 
-    def forward(self, x: Float[Tensor, "b c h w"], u: Float[Tensor, "b *k"], labels: Int[Tensor, "b"]
-                ) -> Float[Tensor, "b c h w"]:  # fmt: skip
+    def through(self, h: Float[Tensor, "b n c"], condition: Float[Tensor, "b c"], u: Float[Tensor, "b *k"]
+                ) -> Float[Tensor, "b n c"]:  # fmt: skip
         if not self.exits:
-            return super().forward(x, u, labels)
-        condition = self.conditioning(u, labels)
-        h = self.tokens(x).flatten(2).transpose(1, 2) + self.position
+            return super().through(h, condition, u)
         depth = blocks_at(u if u.ndim == 1 else u[:, 0], len(self.blocks), self.shortest)
         for i, block in enumerate(self.blocks):
             inside = depth > i
@@ -62,8 +59,7 @@ class ExitingDiT(DiT):
                 h = block(h, condition)
             else:
                 h = torch.where(inside[:, None, None], block(h, condition), h)
-        pixels = self.head(h, condition).transpose(1, 2)  # [b, c p p, n]
-        return F.pixel_shuffle(pixels.unflatten(2, self.grid), self.patch)
+        return h
 
 
 @dataclass(frozen=True)

@@ -32,15 +32,15 @@ from methods.nets.unet import Attention, Level, ResidualBlock
 from methods.training.objective._shared import Altered
 
 BLOCKS = (Block, ResidualBlock, Attention)
-CHAINS = {DiT.forward: ("blocks",), LinearDiT.forward: ("blocks",), Level.forward: ("down", "up")}
-"""Lists of blocks that these forward passes run one after another, each on the answer of the one before."""
+CHAINS = {DiT.through: ("blocks",), LinearDiT.forward: ("blocks",), Level.forward: ("down", "up")}
+"""Lists of blocks that these run one after another, each on the answer of the one before."""
 
 
 def segments(net: nn.Module, size: int) -> list[list[nn.Module]]:
     """The blocks of a network in segments of `size`, or of sqrt(n) of the n blocks of a chain if that is 0."""
     found: list[list[nn.Module]] = []
     for part in net.modules():
-        for name in CHAINS.get(type(part).forward, ()):
+        for name in CHAINS.get(getattr(type(part), "through", type(part).forward), ()):
             chain = list(part.get_submodule(name).children())
             length = size or round(math.sqrt(len(chain)))
             found += [chain[i : i + length] for i in range(0, len(chain), length)]

@@ -16,6 +16,7 @@ from torch import Tensor
 from catalog import Technique
 from methods.core import identity, models, run
 from methods.core.activation import tallied
+from methods.core.calibration import SAMPLING
 from methods.core.denoiser import Mixture
 from methods.core.errors import Conflict, NothingMatched
 from methods.core.identity import recipe_fingerprint, shipped_fingerprint, training_fingerprint

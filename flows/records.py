@@ -107,3 +107,21 @@ def _processor() -> str:
 
 def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def on_the_way(record: Mapping[str, Any], name: str) -> dict[float, str]:
+    """The cells that differ from one in nothing but how much of training has passed, by that share, it included."""
+    if name not in record["cells"]:
+        return {}
+    whole = record["cells"][name]
+    found = {
+        share_of(cell): other
+        for other, cell in record["cells"].items()
+        if (cell["methods"], cell["steps"]) == (whole["methods"], whole["steps"])
+    }
+    return dict(sorted(found.items()))
+
+
+def share_of(cell: Mapping[str, Any]) -> float:
+    """The share of base training after which the weights of a cell were taken."""
+    return cell.get("trained", 1.0)

@@ -33,7 +33,7 @@ from rich.progress import track
 from flows.cell import Workplace, find, metadata
 from flows.home import RESULTS, WORK
 from flows.ledger import read_records
-from flows.records import read_json
+from flows.records import on_the_way, read_json, share_of
 from flows.study import main
 
 Record = Mapping[str, Any]
@@ -48,6 +48,7 @@ OTHER = "other"
 ROLES = ("subject", "control", "equal evaluations", "equal macs", OTHER)
 """What a cell can be on a page, in the order in which MLflow lists the runs."""
 QUALITY, RANGE, COST, FIRED, LOSS = "quality", "range", "resource_cost", "signs_it_fired", "training_loss"
+ALONG = "quality_on_the_way"
 """Sections of charts: a metric stands in that which its name begins with, and they stand in the alphabet's order."""
 SEARCH = "\n\nOne technique: `tags.technique = 'deepcache' and tags.superseded = 'false'`. The truth is `results/`."
 HASTE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
@@ -127,7 +128,7 @@ def without_password(text: str) -> str:
 
 def experiment(record: Record, kind: Kind) -> str:
     """Where the runs of a record are found; quick looks never stand among the results."""
-    quick = not all(cell["fidelity"] for cell in record["cells"].values())
+    quick = not all(cell["fidelity"] for cell in record["cells"].values() if share_of(cell) == 1)
     return f"atlas{'/quick' if quick else ''}{EXPERIMENTS[kind]}"
 
 
@@ -247,12 +248,23 @@ class Page:
         return {
             "bed": self.bed, "technique": self.id, "cell": name, "role": self.role(name),
             "methods": "+".join(cell["methods"]) or "baseline", **{key: cell[key] for key in ("steps", "budget", "n")},
+            "trained": share_of(cell),
         } | given  # fmt: skip
 
     def metrics(self, entry: Entry) -> list[Metric]:
         """The numbers of a run, with the losses of its training."""
         values = [Metric(key, float(value), self.when, 0) for key, value in entry.values.items() if value is not None]
-        return values + ([] if entry.seed is None else self._curve(entry.cell, entry.seed))
+        return values + (self._along(entry.cell) if entry.seed is None else self._curve(entry.cell, entry.seed))
+
+    def _along(self, name: str) -> list[Metric]:
+        """Qualities on the way through base training, by images seen, where the record has them."""
+        cells = {share: self.record["cells"][cell] for share, cell in on_the_way(self.record, name).items()}
+        whole = len(cells) > 1 and share_of(self.record["cells"][name]) == 1
+        return [
+            Metric(f"{ALONG}/{key}", metric["mean"], self.when, cell["cost"]["training_images"])
+            for cell in (cells.values() if whole else ())
+            for key, metric in cell["metrics"].items()
+        ]
 
     def _curve(self, name: str, seed: int) -> list[Metric]:
         """The losses of a cell's own training, and of its compression, where the files they left are here."""

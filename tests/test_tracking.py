@@ -150,6 +150,21 @@ def test_losses_and_picture(place: Workplace, tmp_path: Path) -> None:
     assert picture.path == "min_snr_weighting.png"
 
 
+def test_quality_on_the_way_through_training_is_a_curve_of_the_cell(place: Workplace, tmp_path: Path) -> None:
+    results = tmp_path / "digits"
+    made_up.bed(KNOWN, results, "digits", ["min_snr_weighting"])
+    record = page(results, "min_snr_weighting", "digits")
+    way = {name: cell for name, cell in record["cells"].items() if name.partition("~")[0] == record["default"]}
+    tracking.mirror({**smaller(record), "cells": way}, results, place)
+    found = {run.data.params["cell"]: run.info.run_id for run in runs(place, CELLS)}
+    assert {*found} == {*way} and len(way) == 4
+    history = tracking.client(place.root).get_metric_history(found[record["default"]], "quality_on_the_way/fd")
+    expected = sorted((cell["cost"]["training_images"], cell["metrics"]["fd"]["mean"]) for cell in way.values())
+    assert [(point.step, point.value) for point in history] == expected
+    half = tracking.client(place.root).get_run(found[f"{record['default']}~0.5"])
+    assert half.data.params["trained"] == "0.5" and "quality_on_the_way/fd" not in half.data.metrics
+
+
 def test_twice_is_once(place: Workplace, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["sync", "--results", str(results), "--work", str(place.root)]
     for says in ("12 runs mirrored", "0 runs mirrored"):

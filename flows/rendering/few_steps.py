@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from catalog import Bed, Technique
+from flows.records import share_of
 from flows.rendering.charts import Datum
 from flows.rendering.lines import Plot, plot
 from flows.rendering.measured import COST, NARROW, WIDE, Measured
 from flows.rendering.numbers import Number, Record, cost, quality
 from flows.rendering.quantities import main_metric
-from flows.rendering.training import share_of
 
 FAMILIES = (
     "trajectory_distillation", "distribution_distillation", "consistency", "few_step_training", "adversarial"

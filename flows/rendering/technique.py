@@ -6,6 +6,7 @@ from typing import get_args
 
 from catalog import Area, Bed, Family, Section, Survey, Surveyed, Technique
 from catalog.models import Sampling, Training
+from flows.records import share_of
 from flows.rendering import claims, costs
 from flows.rendering.beds import Row, rows
 from flows.rendering.charts import Datum, View
@@ -16,7 +17,7 @@ from flows.rendering.equations import equations
 from flows.rendering.measured import BASELINE, COST, Measured, Picture, datum
 from flows.rendering.numbers import Number, Record, difference, excess, quality
 from flows.rendering.quantities import counted, main_metric
-from flows.rendering.training import Along, along, share_of
+from flows.rendering.training import Along, along
 
 EXCLUSIVE = {*get_args(Training), *get_args(Sampling)}
 """Fields of the recipe that one technique at a time may edit."""

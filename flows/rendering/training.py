@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from catalog import Bed
+from flows.records import on_the_way
 from flows.rendering.charts import Datum
 from flows.rendering.comparison import Difference
 from flows.rendering.lines import Plot, plot
@@ -62,21 +63,3 @@ def along(record: Record, bed: Bed, path: str) -> Along | None:
         if all(len(curve) > 1 for curve in curves.values()):
             plots[axis] = plot(curves, HALF, True), plot(curves, NARROW, True)
     return Along(bed, key, plots, points) if plots else None
-
-
-def on_the_way(record: Record, name: str) -> dict[float, str]:
-    """The cells that differ from one in nothing but how much of training has passed, by that share, it included."""
-    if name not in record["cells"]:
-        return {}
-    whole = record["cells"][name]
-    found = {
-        share_of(cell): other
-        for other, cell in record["cells"].items()
-        if (cell["methods"], cell["steps"]) == (whole["methods"], whole["steps"])
-    }
-    return dict(sorted(found.items()))
-
-
-def share_of(cell: Record) -> float:
-    """The share of base training after which the weights of a cell were taken."""
-    return cell.get("trained", 1.0)

@@ -241,10 +241,9 @@ def preparation_macs(spec: Spec, place: Workplace) -> tuple[int, int]:
         known = read_json(path)
         return known["training"], known["one_off"]
     short, longer = (short_run(spec, iterations) for iterations in (SHORT, 2 * SHORT))
-    updates = spec.cell.trained * spec.recipe.fit.iterations, spec.recipe.fit.iterations
-    training, one_off = (
-        round(a + (b - a) * (n - SHORT) / SHORT) for a, b, n in zip(short, longer, updates, strict=True)
-    )
+    whole = spec.recipe.fit.iterations
+    shares = [(updates - SHORT) / SHORT for updates in (spec.cell.trained * whole, whole)]
+    training, one_off = (round(a + (b - a) * share) for a, b, share in zip(short, longer, shares, strict=True))
     write_json(path, {"training": training, "one_off": one_off})
     return training, one_off
 

@@ -180,7 +180,7 @@ def test_one_off_macs_are_those_of_the_whole_preparation(place: Workplace, monke
     spec = replace(tiny({"es_ddpm": {}}), budget=1.0)
     for iterations in (6, 9):
         longer = SimpleNamespace(recipe=replace(spec.recipe, fit=replace(spec.recipe.fit, iterations=iterations)))
-        longer.bed, longer.name = spec.bed, f"es_ddpm-{iterations}"
+        longer.bed, longer.name, longer.cell, longer.passed = spec.bed, f"es_ddpm-{iterations}", spec.cell, ""
         assert score.preparation_macs(longer, place) == score.short_run(spec, iterations)
 
 
@@ -282,7 +282,8 @@ def test_a_survey_makes_every_file_once_and_shares_trainings() -> None:
     studies = [study.study(KNOWN, "digits", id) for id in study.techniques_on(KNOWN, "digits")]
     whole = agenda.agenda_of(studies)
     steps = {name: [item for item in whole if item.step == name] for name in ("train", "compress", "sample", "score")}
-    distinct = {training_fingerprint(spec.recipe) for this in studies for spec in this.specs.values()}
+    specs = [spec for this in studies for spec in this.specs.values()]
+    distinct = {(training_fingerprint(spec.recipe), share) for spec in specs for share in (spec.cell.trained, 1.0)}
     assert len(steps["train"]) == len(distinct) * len(KNOWN.beds["digits"].seeds.train)
     assert {item.what.split("@")[0] for item in steps["compress"]} >= {
         "diff_pruning",

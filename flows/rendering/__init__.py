@@ -68,7 +68,7 @@ def pages(atlas: Atlas) -> Iterator[tuple[str, bytes]]:
     yield page("methods.html", "methods")
     yield page("solvers.html", "solvers", view=solvers.view(atlas), columns=solvers.COLUMNS)
     yield page("few_steps.html", "few_steps", views=few_steps.views(atlas), columns=few_steps.COLUMNS)
-    yield page("composition.html", "composition", views=composition.views(atlas))
+    yield page("composition.html", "composition", views=composition.views(atlas), full=composition.WHOLE)
     yield page("survey/index.html", "surveys")
     copied = [name.split("/")[1:] for name, _ in copies(atlas)]
     folders = {bed: [name for folder, name in copied if folder == bed] for bed, _ in copied}

@@ -104,7 +104,7 @@ class DiT(nn.Module):
         pixels = self.head(self.through(h, condition, u), condition).transpose(1, 2)  # [b, c p p, n]
         return F.pixel_shuffle(pixels.unflatten(2, self.grid), self.patch)
 
-    def through(self, h: Float[Tensor, "b n c"], condition: Float[Tensor, "b c"], u: Float[Tensor, "b *k"]
+    def through(self, h: Float[Tensor, "b n c"], condition: Float[Tensor, "b d"], u: Float[Tensor, "b *k"]
                 ) -> Float[Tensor, "b n c"]:  # fmt: skip
         """The blocks, one after another."""
         for block in self.blocks:

@@ -40,7 +40,7 @@ class RoutedDiT(DiT):
         self.share, self.bend = config.share, config.bend
         self.blocks = nn.ModuleList(RoutedBlock(config.width, config.heads) for _ in range(config.depth))
 
-    def through(self, h: Float[Tensor, "b n c"], condition: Float[Tensor, "b c"], u: Float[Tensor, "b *k"]
+    def through(self, h: Float[Tensor, "b n c"], condition: Float[Tensor, "b d"], u: Float[Tensor, "b *k"]
                 ) -> Float[Tensor, "b n c"]:  # fmt: skip
         opened = window(u if u.ndim == 1 else u[:, 0], h.shape[2], self.share, self.bend).to(h)
         count("channels_closed", len(self.blocks) * len(h) * (h.shape[2] - int(self.share * h.shape[2])))

@@ -46,7 +46,7 @@ class ExitingDiT(DiT):
         self.shortest = config.shortest
         self.register_buffer("exits", torch.tensor(False))
 
-    def through(self, h: Float[Tensor, "b n c"], condition: Float[Tensor, "b c"], u: Float[Tensor, "b *k"]
+    def through(self, h: Float[Tensor, "b n c"], condition: Float[Tensor, "b d"], u: Float[Tensor, "b *k"]
                 ) -> Float[Tensor, "b n c"]:  # fmt: skip
         if not self.exits:
             return super().through(h, condition, u)

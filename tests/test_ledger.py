@@ -160,6 +160,7 @@ def measured(known: Catalog, results: Path, id: str = MIN_SNR) -> dict[str, Any]
     for name, asked in known.cells(id, "digits").items():
         spec = Spec(known, known.beds["digits"], asked, known.beds["digits"].seeds.blocks)
         resolved = {"methods": known.resolve(asked, "digits"), "steps": spec.recipe.steps, "fidelity": True}
+        resolved |= {"trained": asked.trained}
         prints = {"cell": identity(spec, "some data", "abc")}
         cells[name] = cell(LOWER if asked.methods else CONTROL) | resolved | {"fingerprints": prints}
         cells[name]["seeds"] = {"train": [0, 1, 2, 3, 4], "sample": [0, 1, 2, 3, 4]}

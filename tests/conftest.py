@@ -71,4 +71,5 @@ def less_work() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diff_pruning, "LEVELS", 3)
         patch.setattr(torch_compile, "BACKEND", "aot_eager")
+        torch._dynamo.reset()  # which gives up on code that others had it read several times
         yield

@@ -84,6 +84,14 @@ def graphs_run_as_they_are(request: pytest.FixtureRequest, monkeypatch: pytest.M
 # The same numbers -----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    """A compiler that has read nothing yet: it gives up on code that it read several times, for whomever."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("name", ["unet", "dit"])
 @pytest.mark.parametrize("id", RUNTIMES)
 def test_the_network_answers_as_the_plain_one(id: str, name: str) -> None:
@@ -306,14 +314,6 @@ def test_every_attention_attends_by_the_chosen_kernel() -> None:
     assert counters["whole_attentions"] == 2 and counters["tiled_attentions"] == 0
 
 
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.mark.usefixtures("fresh_compiler")
 def test_code_is_read_for_one_row_for_few_and_for_many_and_no_more() -> None:
     read: list[int] = []
     plain = torch_compile.counted
@@ -330,7 +330,6 @@ def test_code_is_read_for_one_row_for_few_and_for_many_and_no_more() -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
-@pytest.mark.usefixtures("fresh_compiler")
 def test_code_is_compiled_in_earnest() -> None:
     """By Inductor, for as small a network as there is: as the plain one up to rounding, in kernels of its own."""
     net = filled(UNetConfig(8, (1,), blocks=1).build((1, 4, 4), CLASSES))

@@ -67,7 +67,7 @@ class Catalog:
         One that changes base training also needs itself and its control on the way through it.
         """
         technique = self.technique(id)
-        ends = (technique.default, technique.control) if technique.trains and self.bed(bed).network else ()
+        ends = (technique.default, technique.control) if technique.changes_training and self.bed(bed).network else ()
         on_the_way = [cell.model_copy(update={"trained": share}) for share in ON_THE_WAY for cell in ends]
         cells = [self.canonical(cell, bed) for cell in (*technique.cells(bed), *on_the_way)]
         return {cell_name(cell, self, bed): cell for cell in cells}

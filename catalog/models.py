@@ -190,7 +190,7 @@ class Technique(Entry):
         return Cell(methods={**self.builds_on, self.id: {}})
 
     @property
-    def trains(self) -> bool:
+    def changes_training(self) -> bool:
         """Whether it changes base training."""
         return bool({*self.changes} & {*get_args(Training)})
 

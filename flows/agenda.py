@@ -137,10 +137,9 @@ def files(specs: Iterable[Spec]) -> Agenda:
                 needs = {step("train", trained, seed)}
                 agenda.setdefault(step("train", trained, seed), set())
                 if spec.passed:
-                    needs = {step("train", trained.after(spec.cell.trained), seed)}
-                    agenda.setdefault(
-                        step("train", trained.after(spec.cell.trained), seed), {step("train", trained, seed)}
-                    )
+                    on_its_way = step("train", trained.after(spec.cell.trained), seed)
+                    agenda.setdefault(on_its_way, needs)
+                    needs = {on_its_way}
             if spec.bed.network is not None and compresses(spec):
                 shipped = step("compress", first.setdefault(shipped_fingerprint(spec.recipe, spec.passed), spec), seed)
                 agenda.setdefault(shipped, needs)
@@ -184,8 +183,7 @@ def spec_of(item: Item, spend: Effort) -> Spec:
     """The cell of an item, with the seeds that are spent."""
     bed = known().bed(item.bed)
     asked = Cell.model_validate_json(item.cell)
-    whole = spend == FULL and asked.trained == 1
-    return Spec(known(), bed, asked, spend.of(bed.seeds), spend.budget, fidelity=whole)
+    return Spec(known(), bed, asked, spend.of(bed.seeds), spend.budget, fidelity=spend.fidelity_of(asked))
 
 
 @cache

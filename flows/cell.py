@@ -284,8 +284,9 @@ def train_anew(spec: Spec, seed: int, place: Workplace, report: Report) -> None:
         path, fingerprint = target(spec.after(share), "train", place, seed)
         note = {"fingerprint": fingerprint, "images": seen, "counters": counters, "curve": curve.points}
         write_model(model, path, note)
-        took(path, time.perf_counter() - started)
-        if share < 1:
+        if share == 1:
+            took(path, time.perf_counter() - started)
+        else:  # it took no time of its own
             place.push(path, place.key(path, fingerprint))
 
     keep = {share: partial(write, share) for share in {*ON_THE_WAY, spec.cell.trained} - {1.0}}

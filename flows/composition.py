@@ -35,8 +35,7 @@ Refusals = dict[str, dict[str, str]]
 
 def pair(known: Catalog, bed: str, a: str, b: str) -> Cell:
     """Two techniques with what they build on, as their own pages have them; without it if only so they go together."""
-    apart = [known.technique(id).default.methods for id in (a, b)]
-    first, second = apart
+    first, second = (known.technique(id).default.methods for id in (a, b))
     whole = Cell(methods={id: first.get(id, {}) | second.get(id, {}) for id in {**first, **second}})
     bare = Cell(methods={id: whole.methods[id] for id in (a, b)})
     return bare if refusal(known, bed, whole) and not refusal(known, bed, bare) else whole
@@ -94,7 +93,7 @@ def which(*, bed: str = "digits", results: Path = RESULTS) -> None:
     found = refusals(known, known.bed(bed).name)
     write_json(
         results / bed / FILE,
-        {"schema": SCHEMA, "bed": bed, "id": "composition", "techniques": techniques, "refused": found},
+        {"schema": SCHEMA, "bed": bed, "id": Path(FILE).stem, "techniques": techniques, "refused": found},
     )
     refused, all_pairs = sum(map(len, found.values())), len(techniques) * (len(techniques) - 1) // 2
     print(f"{all_pairs - refused} of {all_pairs} pairs can be composed.")

@@ -39,17 +39,9 @@ def train(spec: Spec, seed: int, place: Workplace, report: Report = quiet, proce
     if spec.recipe.fit.batch % processes:
         raise Conflict(f"A batch of {spec.recipe.fit.batch} cannot be shared out over {processes} processes.")
     if processes > 1 and not cell.is_made(spec, "train", place, seed):
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--local-addr={LOCAL}"]
-        asked = [
-            f"--nproc-per-node={processes}",
-            "-m",
-            "flows.parallel",
-            spec.cell.model_dump_json(),
-            "--bed",
-            spec.bed.name,
-            "--seed",
-            str(seed),
-        ]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--local-addr={LOCAL}"]
+        launcher = [*torchrun, f"--nproc-per-node={processes}", "-m", "flows.parallel"]
+        asked = [spec.cell.model_dump_json(), "--bed", spec.bed.name, "--seed", str(seed)]
         where = ["--budget", str(spec.budget), "--work", str(place.root.resolve())]
         subprocess.run([*launcher, *asked, *where], check=True, env={"GLOO_SOCKET_IFNAME": loopback(), **os.environ})
     return cell.train(spec, seed, place, report)

@@ -83,6 +83,10 @@ class Effort:
         """The blocks that are spent, of those a bed has."""
         return seeds.blocks if self == FULL else tuple((seeds.train[0], block) for block in seeds.sample[: self.blocks])
 
+    def fidelity_of(self, cell: Cell) -> bool:
+        """Whether a cell's fidelity is measured: not of weights on the way to the end of training."""
+        return self == FULL and cell.trained == 1
+
 
 FULL = Effort()
 
@@ -116,9 +120,7 @@ def composed(known: Catalog, bed: str, methods: dict[str, dict[str, Any]], spend
 def _study(known: Catalog, bed_name: str, id: str, cells: Sequence[Cell], spend: Effort) -> Study:
     bed = known.bed(bed_name)
     blocks = spend.of(bed.seeds)
-    specs = [
-        Spec(known, bed, cell, blocks, spend.budget, fidelity=spend == FULL and cell.trained == 1) for cell in cells
-    ]
+    specs = [Spec(known, bed, cell, blocks, spend.budget, fidelity=spend.fidelity_of(cell)) for cell in cells]
     subject, control = specs[0], specs[0] if id == BASELINE else specs[1]
     return Study(id, subject.name, control.name, {spec.name: spec for spec in specs})
 

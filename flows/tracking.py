@@ -48,8 +48,9 @@ OTHER = "other"
 ROLES = ("subject", "control", "equal evaluations", "equal macs", OTHER)
 """What a cell can be on a page, in the order in which MLflow lists the runs."""
 QUALITY, RANGE, COST, FIRED, LOSS = "quality", "range", "resource_cost", "signs_it_fired", "training_loss"
-ALONG = "quality_on_the_way"
 """Sections of charts: a metric stands in that which its name begins with, and they stand in the alphabet's order."""
+ALONG = "quality_on_the_way"
+"""The section of qualities before the end of training, by images seen."""
 SEARCH = "\n\nOne technique: `tags.technique = 'deepcache' and tags.superseded = 'false'`. The truth is `results/`."
 HASTE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 """How long a measurement waits for MLflow, whose own defaults are minutes."""

@@ -113,8 +113,10 @@ def test_the_page_shows_every_pair_and_what_was_measured(tmp_path: Path) -> None
     assert every.pairs - len(every.refused) == sum(partner.goes for partner in every.partners) / 2
     assert some is not None and some.measured == 1
     assert isinstance(some.cells[PAIR], page.Joint) and some.cells[PAIR] is some.cells[PAIR[1], PAIR[0]]
-    assert some.cells["ddim", "dpm_solver_pp_2m"] == written["refused"]["ddim"]["dpm_solver_pp_2m"]
-    assert some.cells["ddim", "deepcache"] == "not measured"
+    assert some.cells["ddim", "dpm_solver_pp_2m"] == page.Absent(
+        "refused", written["refused"]["ddim"]["dpm_solver_pp_2m"]
+    )
+    assert some.cells["ddim", "deepcache"] == page.Absent("–", "not measured")
     render(KNOWN, results, tmp_path / "site")
     text = (tmp_path / "site/composition.html").read_text()
     assert len(re.findall(r"<strong>multiply</strong>", text)) == 2

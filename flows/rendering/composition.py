@@ -51,15 +51,18 @@ class Whole:
     partners: list[Partner]
     pairs: int
 
+    room: int = LABELS
+    side: int = SIDE
+
     @property
     def size(self) -> int:
-        return LABELS + SIDE * len(self.techniques) + 1
+        return self.room + self.side * len(self.techniques) + 1
 
     @property
     def path(self) -> str:
         """A square for every pair that is refused, on both sides of the diagonal."""
         both = sorted({(a, b) for pair in self.refused for a, b in (pair, pair[::-1])})
-        return "".join(f"M{LABELS + SIDE * b} {LABELS + SIDE * a}h9v9h-9z" for a, b in both)
+        return "".join(f"M{self.room + self.side * b} {self.room + self.side * a}h9v9h-9z" for a, b in both)
 
 
 @dataclass(frozen=True)
@@ -76,13 +79,21 @@ class Joint:
 
 
 @dataclass(frozen=True)
+class Absent:
+    """Why a pair has no measurement: in a word, and in a sentence."""
+
+    word: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Measurement:
-    """The most used techniques of a bed, pair by pair: a measurement, or a word on why there is none."""
+    """The most used techniques of a bed, pair by pair: a measurement, or why there is none."""
 
     bed: Bed
     metric: str
     techniques: list[Technique]
-    cells: dict[tuple[str, str], Joint | str]
+    cells: dict[tuple[str, str], Joint | Absent]
     measured: int
 
 
@@ -135,29 +146,29 @@ def measurement(measured: Measured, bed: Bed) -> Measurement | None:
     known = measured.catalog
     techniques = [known.techniques[id] for id in MOST_USED if bed.name in known.techniques[id].beds]
     refused = {(a, b): why for a, b, why in each((measured.file(bed.name, FILE) or {}).get("refused", {}))}
-    cells: dict[tuple[str, str], Joint | str] = {}
+    cells: dict[tuple[str, str], Joint | Absent] = {}
     for i, first in enumerate(techniques):
         for second in techniques[i + 1 :]:
             a, b = first.id, second.id
             why = refused.get((a, b)) or refused.get((b, a))
-            cells[a, b] = cells[b, a] = why or joint(measured, bed, a, b)
+            cells[a, b] = cells[b, a] = Absent("refused", why) if why else joint(measured, bed, a, b)
     count = sum(isinstance(cell, Joint) for cell in cells.values()) // 2
     return Measurement(bed, main_metric(bed), techniques, cells, count) if count else None
 
 
-def joint(measured: Measured, bed: Bed, a: str, b: str) -> Joint | str:
+def joint(measured: Measured, bed: Bed, a: str, b: str) -> Joint | Absent:
     """A pair as its record has it."""
     known = measured.catalog
     if on_top(known, a, b):
-        return "one builds on the other"
+        return Absent("on top", "one builds on the other")
     both = pair(known, bed.name, a, b)
     below = {id: params for id, params in both.methods.items() if id not in (a, b)}
     name = cell_name(both, known, bed.name)
     record = measured.record(bed.name, name)
     if record is None:
-        return "not measured"
+        return Absent("–", "not measured")
     if record["reason"]:
-        return str(record["reason"])
+        return Absent("failed", record["reason"])
     parts = [{**below}, {**below, a: both.methods[a]}, {**below, b: both.methods[b]}]
     names = [cell_name(both.model_copy(update={"methods": methods}), known, bed.name) for methods in parts]
     return read(record, bed, name, names)

@@ -282,6 +282,8 @@ def train_anew(spec: Spec, seed: int, place: Workplace, report: Report) -> None:
 
     def write(share: float, model: models.Model, seen: int) -> None:
         path, fingerprint = target(spec.after(share), "train", place, seed)
+        if share < 1 and find(path, fingerprint):  # left by one that was stopped later on the way
+            return
         note = {"fingerprint": fingerprint, "images": seen, "counters": counters, "curve": curve.points}
         write_model(model, path, note)
         if share == 1:

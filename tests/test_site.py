@@ -1,5 +1,6 @@
 """The site says nothing that was not measured, says all that was, and works as a folder of files."""
 
+import gc
 import gzip
 import json
 import re
@@ -240,8 +241,12 @@ def test_150_techniques_render_in_ten_seconds(known: Catalog, tmp_path: Path) ->
     crowd = made_up.crowd(known, 150)
     for bed in ("digits", "mixture"):
         made_up.bed(crowd, tmp_path / "results", bed, [id for id, t in crowd.techniques.items() if bed in t.beds])
+    gc.collect()
+    gc.freeze()  # what the tests before have left is none of its work
     began = time.process_time()
     files = render(crowd, tmp_path / "results", tmp_path / "site")
-    assert time.process_time() - began < 10
+    taken = time.process_time() - began
+    gc.unfreeze()
+    assert taken < 10
     assert sum(path.parent.name == "t" for path in files) == 150
     assert len(gzip.compress((tmp_path / "site/index.html").read_bytes())) < 500_000

@@ -140,11 +140,22 @@ class Atlas(Measured):
     def standings(self, bed: Bed, axes: Sequence[str] = AXES) -> list[tuple[Entrant, dict[str, Place]]]:
         """Every technique of a bed with where it stands by the bed's main metric, for each cost it has."""
         rows = self.entrants(bed)
-        by_axis = {axis: standings(rows, main_metric(bed), axis) for axis in axes}
+        by_axis = {axis: self.ranked(bed, main_metric(bed), axis) for axis in axes}
         found = {axis: {id(place.entrant): place for place in places} for axis, places in by_axis.items()}
         return [
             (row, {axis: found[axis][id(row)] for axis in axes if id(row) in found[axis]}) for row in rows if row.id
         ]
+
+    def ranked(self, bed: Bed, key: str, axis: str) -> list[Place]:
+        """Where every row of a bed's frontier stands by a metric and a cost."""
+        asked = (bed.name, key, axis)
+        if asked not in self._ranked:
+            self._ranked[asked] = standings(self.entrants(bed), key, axis)
+        return self._ranked[asked]
+
+    @cached_property
+    def _ranked(self) -> dict[tuple[str, str, str], list[Place]]:
+        return {}
 
     def frontier(self, bed: Bed) -> tuple[Chart, Chart] | None:
         """Every technique's default cell against the baseline's curve, once for wide screens and once for narrow."""

@@ -235,11 +235,13 @@ def label(
 def _free(p: Placed, width: float, frame: Box, taken: Sequence[Box]) -> tuple[float, float, str, Box] | None:
     """The nearest offset, side and box where a label of this width meets nothing."""
     left, top, right, bottom = frame
+    reach = (p.x - FAR[0] - width - 2, p.y - FAR[1] - LINE, p.x + FAR[0] + width + 2, p.y + FAR[1] + LINE)
+    near = [other for other in taken if _overlap(reach, other)]
     for dx, dy in SPOTS:
         for anchor, x0 in (("start", p.x + dx), ("end", p.x - dx - width)):
             box = (x0 - 2, p.y + dy - LINE / 2, x0 + width + 2, p.y + dy + LINE / 2)
             inside = box[0] >= left and box[2] <= right and box[1] >= top - 8 and box[3] <= bottom
-            if inside and not any(_overlap(box, other) for other in taken):
+            if inside and not any(_overlap(box, other) for other in near):
                 return dx, dy, anchor, box
     return None
 
@@ -255,6 +257,8 @@ SPOTS = sorted(
     key=lambda spot: (spot[0] ** 2 + (1.4 * spot[1]) ** 2, spot),
 )
 """Where a label may go relative to its point, the nearest first."""
+
+FAR = (max(dx for dx, _ in SPOTS), max(abs(dy) for _, dy in SPOTS))
 
 
 def _overlap(a: Box, b: Box) -> bool:

@@ -112,14 +112,17 @@ def standings(entrants: Sequence[Entrant], key: str, axis: str) -> list[Place]:
     beats = better & (spent[:, None] <= spent)
     ties = ~better & ~better.T & (spent[:, None] < spent)
     sign = 1 if METRICS[key].better == "lower" else -1
+    reached = np.array([sign * each.qualities[key].value for each in there])
+    best = np.lexsort((spent, reached))
+    rank = np.empty(len(there), int)
+    rank[best] = range(len(there))
     places = []
     for index, each in enumerate(there):
         above, beside = np.flatnonzero(beats[:, index]), np.flatnonzero(ties[:, index])
         if len(above):
-            best = min(above, key=lambda other: (sign * there[other].qualities[key].value, spent[other]))
-            places.append(Place(each, "beaten", there[best]))
+            places.append(Place(each, "beaten", there[best[rank[above].min()]]))
         elif len(beside):
-            places.append(Place(each, "tied", there[min(beside, key=lambda other: spent[other])]))
+            places.append(Place(each, "tied", there[beside[spent[beside].argmin()]]))
         else:
             places.append(Place(each, "front"))
     return sorted(places, key=lambda place: place.entrant.costs[axis].value)

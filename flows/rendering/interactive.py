@@ -8,7 +8,7 @@ from typing import Any
 
 from flows.rendering.atlas import Atlas
 from flows.rendering.comparison import Difference
-from flows.rendering.frontier import AXES, Entrant, Place, axis_title, standings
+from flows.rendering.frontier import AXES, Entrant, Place, axis_title
 from flows.rendering.numbers import Number
 from flows.rendering.quantities import METRICS
 from flows.rendering.technique import OnBed, TechniqueView
@@ -56,7 +56,7 @@ def bed(atlas: Atlas, name: str) -> dict[str, Any]:
     return {
         "title": view.bed.title, "scale": view.bed.scale, "basis": atlas.seeds(view.bed), "metric": view.metric,
         "metrics": keys, "axes": axes, "rows": [entry(row, own.get(row.id or "")) for row in rows],
-        "standings": {f"{key} {axis}": [placed(each) for each in standings(rows, key, axis)]
+        "standings": {f"{key} {axis}": [placed(each) for each in atlas.ranked(view.bed, key, axis)]
                       for key in keys for axis in axes},
     }  # fmt: skip
 

@@ -97,9 +97,10 @@ class Measured:
 
     def seeds(self, bed: Bed) -> str:
         """What stands behind a quality on the bed: from its records, or as planned where there are none."""
-        cells = [cell for record in self.records.get(bed.name, {}).values() for cell in record["cells"].values()]
-        seeds = cells[0]["seeds"] if cells else {"train": bed.seeds.train, "sample": bed.seeds.sample}
-        n, blocks = grouped(cells[0]["n"] if cells else bed.n), plural(len(seeds["sample"]), "block")
+        records = self.records.get(bed.name, {}).values()
+        cell = next((cell for record in records for cell in record["cells"].values()), None)
+        seeds = cell["seeds"] if cell else {"train": bed.seeds.train, "sample": bed.seeds.sample}
+        n, blocks = grouped(cell["n"] if cell else bed.n), plural(len(seeds["sample"]), "block")
         if bed.network is None:
             return f"{blocks} of {n} samples, each with its own sampling seed"
         trained = "its own training seed" if len(seeds["train"]) > 1 else "one training seed for all"

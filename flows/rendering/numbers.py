@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from statistics import fmean
 from typing import Any
 
 from flows.ledger import EXACT_UNITS
-from methods.measure.statistics import paired
+from methods.measure.statistics import Interval, paired
 
 Record = dict[str, Any]
 MINUS, RAISED = "−", str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -44,12 +45,12 @@ class Number:
     def exact(self) -> bool:
         return self.low is None
 
-    @property
+    @cached_property
     def bounded(self) -> bool:
         """Whether there is an interval to show."""
         return self.low is not None and self.high is not None and math.isfinite(self.low) and math.isfinite(self.high)
 
-    @property
+    @cached_property
     def places(self) -> int:
         """Decimals that the interval leaves meaningful: two digits of its half-width."""
         if not self.bounded:
@@ -58,13 +59,13 @@ class Number:
         half = (self.high - self.low) / 2
         return min(6, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 3
 
-    @property
+    @cached_property
     def text(self) -> str:
         if not self.bounded or self.low == self.high:
             return exact(self.value, 4 if self.exact else 3)
         return fixed(self.value, self.places)
 
-    @property
+    @cached_property
     def interval(self) -> str | None:
         """`1.10 to 1.36`, or None for a number that has none."""
         if not self.bounded or self.low == self.high:
@@ -111,11 +112,17 @@ def difference(record: Record, cell: str, other: str | None, key: str, path: str
     ours, theirs = quality(record, cell, key, path), quality(record, other, key, path)
     if ours is None or theirs is None or cell == other:
         return None
-    first, second = (record["cells"][name]["metrics"][key]["values"] for name in (cell, other))
+    first, second = (tuple(record["cells"][name]["metrics"][key]["values"]) for name in (cell, other))
     if len(first) == 1:
         return ours.but(first[0] - second[0], -math.inf, math.inf, cell=f"{cell} {MINUS} {other}")
-    gap = paired(first, second)
+    gap = _paired(first, second)
     return ours.but(gap.mean, gap.low, gap.high, cell=f"{cell} {MINUS} {other}")
+
+
+@cache
+def _paired(first: tuple[float, ...], second: tuple[float, ...]) -> Interval:
+    """Many pages show the same pair."""
+    return paired(first, second)
 
 
 def excess(found: Number | None, floor: Number | None) -> Number | None:

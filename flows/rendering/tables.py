@@ -13,7 +13,7 @@ from typing import Any, Literal
 from flows.ledger import EXACT_UNITS, as_json
 from flows.rendering.atlas import Atlas
 from flows.rendering.costs import Timed
-from flows.rendering.frontier import AXES, standings
+from flows.rendering.frontier import AXES
 from flows.rendering.numbers import Number
 from flows.rendering.quantities import COSTS, METRICS
 
@@ -169,10 +169,9 @@ def machine(atlas: Atlas) -> Iterator[Line]:
 
 def frontier(atlas: Atlas) -> Iterator[Line]:
     for name, view in atlas.beds.items():
-        rows = atlas.entrants(view.bed)
         for key in METRICS:
             for axis in AXES:
-                for place in standings(rows, key, axis):
+                for place in atlas.ranked(view.bed, key, axis):
                     row, by = place.entrant, place.by
                     yield (
                         name, row.id or "", row.cell, key, axis, row.costs[axis].value, row.qualities[key].value,
@@ -269,4 +268,4 @@ def as_csv(columns: Line, lines: Iterable[Line]) -> bytes:
 
 def dump(value: Any) -> bytes:
     """JSON with sorted keys; infinities are an error."""
-    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -85,8 +85,6 @@ def exported(part: nn.Module, inputs: Sequence[Tensor]) -> bytes:
         TRACED[key] = trace(part, inputs)
     model, weights = onnx.ModelProto(), state(part)
     model.CopyFrom(TRACED[key])
-    missing = weights.keys() - {initializer.name for initializer in model.graph.initializer}
-    assert not missing, f"the graph has other names for {missing}"
     for initializer in model.graph.initializer:
         if initializer.name in weights:
             values = weights[initializer.name].detach().cpu().numpy()
@@ -105,4 +103,8 @@ def trace(part: nn.Module, inputs: Sequence[Tensor]) -> onnx.ModelProto:
         program = torch.export.export(part, example, dynamic_shapes=({0: Dim.AUTO},) * len(example), strict=True)
         found = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
     assert found is not None
+    held = program.graph_signature
+    used = {*held.inputs_to_parameters.values(), *held.inputs_to_buffers.values()}  # of some, training alone makes use
+    named = state(part).keys() & {initializer.name for initializer in found.model_proto.graph.initializer}
+    assert used <= named, f"the graph has other names for {used - named}"
     return found.model_proto

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from flows.ledger import EXACT_UNITS, as_json
+from flows.rendering import gradients
 from flows.rendering.atlas import Atlas
 from flows.rendering.costs import Timed
 from flows.rendering.frontier import AXES
@@ -57,9 +58,9 @@ def kind(column: str) -> Literal["number", "integer", "string"]:
     known: dict[str, Literal["number", "integer"]] = {
         "low": "number", "high": "number", "value": "number", "difference": "number", "p": "number",
         "adjusted": "number", "cost": "number", "quality": "number", "n": "integer", "blocks": "integer",
-        "train_seeds": "integer", "year": "integer", "batch": "integer", "rounds": "integer", "subject": "number",
-        "of_control": "number", "supported": "integer", "not_supported": "integer", "inconclusive": "integer",
-        "not_tested": "integer",
+        "train_seeds": "integer", "seeds": "integer", "year": "integer", "batch": "integer", "rounds": "integer",
+        "subject": "number", "of_control": "number", "supported": "integer", "not_supported": "integer",
+        "inconclusive": "integer", "not_tested": "integer",
     }  # fmt: skip
     return known.get(column, "string")
 
@@ -167,6 +168,15 @@ def machine(atlas: Atlas) -> Iterator[Line]:
                 yield on.bed.name, id, on.control, timed.key, timed.batch, *values(timed), rounds, *made
 
 
+def of_gradients(atlas: Atlas) -> Iterator[Line]:
+    for view in gradients.views(atlas):
+        for panel in view.panels:
+            for key, numbers in panel.shares.items():
+                for level, number in zip(view.levels, numbers, strict=True):
+                    ends = _ends(number)
+                    yield view.bed.name, panel.cell, level, key, number.value, *ends, number.n, number.record
+
+
 def frontier(atlas: Atlas) -> Iterator[Line]:
     for name, view in atlas.beds.items():
         for key in METRICS:
@@ -244,6 +254,16 @@ TABLES: Sequence[Table] = (
             "commit": "commit of the code", "record": "",
         },
         machine,
+    ),
+    Table(
+        "gradients",
+        "Shares of each noise level in what a training draws, loses, and gets the variance of its gradient from.",
+        {
+            "bed": "", "id": "technique; baseline for none", "level": "noise level, in log(alpha / sigma)",
+            "share": "of what", "value": "mean over training seeds", "low": "", "high": "", "seeds": "training seeds",
+            "record": "",
+        },
+        of_gradients,
     ),
     Table(
         "frontier",

@@ -235,16 +235,14 @@ def preparation_macs(spec: Spec, place: Workplace) -> tuple[int, int]:
 
     Both grow in a straight line with the iterations, so they are extrapolated from two short runs of the real loops.
     """
-    fingerprint = shipped_fingerprint(spec.recipe, f"{spec.bed.shape} {SHORT}{spec.passed}")
+    fingerprint = shipped_fingerprint(spec.recipe, f"{spec.bed.shape} {SHORT}")
     path = place.root / spec.bed.name / "macs" / f"{fingerprint}.json"
-    if path.exists():
-        known = read_json(path)
-        return known["training"], known["one_off"]
-    short, longer = (short_run(spec, iterations) for iterations in (SHORT, 2 * SHORT))
+    if not path.exists():
+        write_json(path, {"runs": [short_run(spec, iterations) for iterations in (SHORT, 2 * SHORT)]})
+    short, longer = read_json(path)["runs"]
     whole = spec.recipe.fit.iterations
     shares = [(updates - SHORT) / SHORT for updates in (spec.cell.trained * whole, whole)]
     training, one_off = (round(a + (b - a) * share) for a, b, share in zip(short, longer, shares, strict=True))
-    write_json(path, {"training": training, "one_off": one_off})
     return training, one_off
 
 

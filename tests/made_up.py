@@ -16,10 +16,12 @@ from typing import Any
 from PIL import Image
 
 from catalog import Catalog, Cell, Seeds, Technique, cell_name
+from flows import gradients
 from flows.cell import Spec
 from flows.history import terms_of
 from flows.records import write_json
 from flows.score import identity
+from methods.measure.gradients import EDGES
 from methods.measure.reference import UNITS
 
 SHA, DATA, T = "ab12", "made-up data", 2.776445105197793
@@ -54,7 +56,22 @@ def everything(known: Catalog, root: Path) -> Path:
     bed(known, root, "mixture", ["ddim"])
     rows = [{"step": "train", "id": "baseline", "seconds": 60.0}, {"step": "record", "id": "ddim", "seconds": 20.0}]
     write_json(root / "digits" / "survey.cost.json", {**MADE, "jobs": 2, "wall_seconds": 45.0, "rows": rows})
+    noise_levels(known, root, "digits", [id for id in ids if id != STALE])
     return root
+
+
+def noise_levels(known: Catalog, root: Path, bed: str, ids: Iterable[str]) -> None:
+    """Shares of the gradient of the baseline and of those techniques whose losses are compared; one is stale."""
+    shares = [0.05, 0.05, 0.1, 0.1, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02]
+    cells = {}
+    for id, spec in gradients.specs(known, bed):
+        if id in ("baseline", STALE, *ids):
+            seeds = [[share * (1 + 0.01 * seed) for share in shares] for seed in spec.train_seeds]
+            made_from = "something else" if id == STALE else gradients.made_from(spec, DATA)
+            cells[id] = {"methods": {}, "seeds": [*spec.train_seeds], "fingerprint": made_from}
+            cells[id]["shares"] = dict.fromkeys(gradients.SHARES, seeds)
+    head = {"schema": 2, "bed": bed, "id": "gradients", "data": DATA, "edges": EDGES, "steps": 12}
+    write_json(root / bed / gradients.FILE, {**head, "cells": cells})
 
 
 def bed(known: Catalog, root: Path, name: str, ids: Iterable[str]) -> None:

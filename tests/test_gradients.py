@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from catalog import load
 from flows import gradients
-from flows.records import read_json, write_json
+from flows.records import read_json
 from flows.rendering import render
 from flows.rendering.gradients import names, on_bed
 from flows.rendering.measured import Measured
@@ -114,24 +114,11 @@ def test_only_losses_are_compared_and_all_by_one_network() -> None:
     assert not gradients.alters_the_loss(base, base)
 
 
-def made(shares: list[float], fingerprint: str) -> dict[str, Any]:
-    seeds = [[s * (1 + 0.01 * k) for s in shares] for k in range(5)]
-    return {
-        "methods": {}, "seeds": [0, 1, 2, 3, 4], "shares": dict.fromkeys(gradients.SHARES, seeds),
-        "fingerprint": fingerprint,
-    }  # fmt: skip
-
-
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    ids = ["baseline", "min_snr_weighting", "v_prediction", "flow_matching"]
-    made_up.bed(KNOWN, tmp_path, "digits", ids[1:])
-    specs = dict(gradients.specs(KNOWN, "digits"))
-    shares = [0.05, 0.05, 0.1, 0.1, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02]
-    cells = {id: made(shares, gradients.made_from(specs[id], "made up")) for id in ids}
-    cells["v_prediction"]["fingerprint"] = "that of yesterday"
-    content = {"schema": 2, "bed": "digits", "id": "gradients", "data": "made up", "edges": EDGES, "steps": 12}
-    write_json(tmp_path / "digits" / gradients.FILE, content | {"cells": cells})
+    ids = [made_up.STALE, "v_prediction", "flow_matching"]
+    made_up.bed(KNOWN, tmp_path, "digits", ids)
+    made_up.noise_levels(KNOWN, tmp_path, "digits", ids)
     return tmp_path
 
 
@@ -139,8 +126,8 @@ def test_pages_of_losses_show_them_and_say_which_are_stale(results: Path, tmp_pa
     view = on_bed(Measured(KNOWN, results), KNOWN.bed("digits"))
     assert view is not None
     panels = {panel.cell: panel for panel in view.of("objective")}
-    assert [*panels] == ["baseline", "min_snr_weighting", "v_prediction"]
-    assert [panel.stale is None for panel in panels.values()] == [True, True, False]
+    assert [*panels] == ["baseline", made_up.STALE, "v_prediction"]
+    assert [panel.stale is None for panel in panels.values()] == [True, False, True]
     number = panels["baseline"].shares["variance"][4]
     assert number.value == pytest.approx(0.3 * 1.02) and number.n == 5 and number.low is not None
     assert number.low < number.value < (number.high or 0)
@@ -157,16 +144,16 @@ def test_what_has_not_changed_is_not_measured_again(results: Path, monkeypatch: 
 
     def measured(spec: Any, place: Any) -> dict[str, Any]:
         asked.append(spec.name)
-        return made([0.1] * 10, gradients.made_from(spec, "made up"))
+        return {"fingerprint": gradients.made_from(spec, made_up.DATA)}
 
     monkeypatch.setattr(gradients, "measured", measured)
-    monkeypatch.setattr(gradients, "source", lambda bed: "made up")
-    stale = read_json(results / "digits" / gradients.FILE)["cells"]["v_prediction"]
+    monkeypatch.setattr(gradients, "source", lambda bed: made_up.DATA)
+    stale = read_json(results / "digits" / gradients.FILE)["cells"][made_up.STALE]
     gradients.write(bed="digits", methods=["flow_matching", "cosine_schedule"], results=results)
     assert asked == ["cosine_schedule"]
     cells = read_json(results / "digits" / gradients.FILE)["cells"]
     assert [*cells] == ["baseline", "cosine_schedule", "flow_matching", "min_snr_weighting", "v_prediction"]
-    assert cells["v_prediction"] == stale, "nobody asked for it"
+    assert cells[made_up.STALE] == stale, "nobody asked for it"
     gradients.write(bed="digits", results=results)
-    kept = {"baseline", "min_snr_weighting", "flow_matching"}
+    kept = {"baseline", "v_prediction", "flow_matching"}
     assert {*asked} == {spec.name for id, spec in gradients.specs(KNOWN, "digits") if id not in kept}

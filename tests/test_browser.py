@@ -129,7 +129,7 @@ def test_search_finds_techniques_from_any_page(site: Path, page: Page) -> None:
     assert shown.count() < len(catalog.load().techniques)
     expect(page.get_by_role("status")).to_contain_text(f"{shown.count()} techniques that run here match “Karras”")
     page.get_by_role("link", name="Show all").click()
-    assert page.locator(".works > li:visible").count() == len(catalog.load().techniques)
+    expect(page.locator(".works > li:visible")).to_have_count(len(catalog.load().techniques))
 
 
 def test_the_ledger_is_filtered(site: Path, page: Page) -> None:

@@ -15,7 +15,7 @@ import cyclopts
 from rich.progress import track
 
 import catalog
-from catalog import Catalog, Cell
+from catalog import Catalog, CatalogError, Cell
 from flows.cell import Spec, Workplace, source, train, training_set
 from flows.home import RESULTS, WORK
 from flows.records import SCHEMA, read_json, write_json
@@ -66,7 +66,7 @@ def measured(spec: Spec, place: Workplace) -> dict[str, Any]:
     profiles = []
     for seed in spec.train_seeds:
         model = models.load(spec.recipe, train(spec, seed, place), bed.shape, bed.classes, shipped=False)
-        x0, labels = models.encode(model, data.images), data.labels
+        x0, labels = models.encode(model, data.images.to(models.device())), data.labels.to(models.device())
         network, batch = models.network(spec.recipe, model), spec.recipe.fit.batch
         profiles.append(by_noise_level(spec.recipe.objective, network, x0, labels, batch, STEPS, seed))
     return {
@@ -99,12 +99,15 @@ def write(
     """
     known, path = catalog.load(), results / bed / FILE
     before = read_json(path)["cells"] if path.exists() else {}
-    asked = {BASELINE, *methods} if methods else None
+    compared = dict(specs(known, known.bed(bed).name))
+    asked = {BASELINE, *(methods or compared)}
+    if strangers := asked - compared.keys():
+        raise CatalogError(f"{', '.join(sorted(strangers))}: no loss that {bed} could compare with the baseline's.")
     cells: dict[str, Any] = {}
-    for id, spec in track([*specs(known, known.bed(bed).name)], description="gradients"):
+    for id, spec in track(compared.items(), description="gradients"):
         if id in before and before[id]["fingerprint"] == made_from(spec, source(bed)):
             cells[id] = before[id]
-        elif asked is None or id in asked:
+        elif id in asked:
             cells[id] = measured(spec, Workplace(work))
         elif id in before:  # and stale, which its page says
             cells[id] = before[id]

@@ -5,6 +5,7 @@ the machine (seconds, memory) is measured apart, in `flows.timing`.
 """
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -47,8 +48,9 @@ REFERENCE_STEPS, EXACT_REFERENCE_STEPS = 64, 1024
 more where the denoiser is exact and costs next to nothing."""
 COUNTED = 8
 """Samples over which multiply-accumulates are counted."""
-SHORT = 20
-"""Iterations of the shorter of the two trainings from which the multiply-accumulates of the whole are extrapolated."""
+SHORT, SHORT_IN_EIGHTHS = 20, 24
+"""Iterations of the shorter of the two trainings from which multiply-accumulates are extrapolated: of a whole one, and
+of one that ends on the way, at an eighth or more of it."""
 
 
 def evaluate(spec: Spec, place: Workplace, report: Report = quiet) -> dict[str, Any]:
@@ -231,27 +233,41 @@ def costs(
 
 
 def preparation_macs(spec: Spec, place: Workplace) -> tuple[int, int]:
-    """MACs of base training, and of everything between it and shipping.
+    """MACs of base training as far as the cell takes it, and of everything between it and shipping.
 
-    Both grow in a straight line with the iterations, so they are extrapolated from two short runs of the real loops.
+    Both grow in a straight line with the iterations, so they are extrapolated from two short runs of the real loops. A
+    share of a training is no such line: its updates may cost less than later ones. So the runs end at that share.
     """
-    fingerprint = shipped_fingerprint(spec.recipe, f"{spec.bed.shape} {SHORT}")
+    least = SHORT_IN_EIGHTHS if spec.passed else SHORT
+    fingerprint = shipped_fingerprint(spec.recipe, f"{spec.bed.shape} {least}{spec.passed}")
     path = place.root / spec.bed.name / "macs" / f"{fingerprint}.json"
     if not path.exists():
-        write_json(path, {"runs": [short_run(spec, iterations) for iterations in (SHORT, 2 * SHORT)]})
-    short, longer = read_json(path)["runs"]
-    whole = spec.recipe.fit.iterations
-    shares = [(updates - SHORT) / SHORT for updates in (spec.cell.trained * whole, whole)]
-    training, one_off = (round(a + (b - a) * share) for a, b, share in zip(short, longer, shares, strict=True))
+        write_json(path, {"runs": [short_run(spec, iterations) for iterations in (least, 2 * least)]})
+    further = (spec.recipe.fit.iterations - least) / least
+    training, one_off = (round(a + (b - a) * further) for a, b in zip(*read_json(path)["runs"], strict=True))
     return training, one_off
 
 
+class _Passed(Exception):
+    """As much of a training has passed as was asked for."""
+
+
 def short_run(spec: Spec, iterations: int) -> tuple[int, int]:
-    """MACs of training, and of what follows it, for so many iterations of base training."""
+    """MACs of the cell's share of a training of so many iterations, and of what follows it."""
     recipe = replace(spec.recipe, fit=replace(spec.recipe.fit, iterations=iterations))
     data = training_set(spec.bed.name)
     trained: list[Model] = []
-    training, _ = cost.macs(lambda: trained.append(run.train(recipe, data, 0)[0]))
+
+    def stop(model: Model, seen: int) -> None:
+        trained.append(model.eval().requires_grad_(False))
+        raise _Passed
+
+    def train() -> None:
+        with suppress(_Passed):
+            keep = {spec.cell.trained: stop} if spec.passed else None
+            trained.append(run.train(recipe, data, 0, keep=keep)[0])
+
+    training, _ = cost.macs(train)
     following, _ = cost.macs(lambda: run.compress(recipe, trained[0], data, 0))
     return training, following
 

@@ -180,7 +180,7 @@ def test_one_off_macs_are_those_of_the_whole_preparation(place: Workplace, monke
     spec = replace(tiny({"es_ddpm": {}}), budget=1.0)
     for iterations in (6, 9):
         longer = SimpleNamespace(recipe=replace(spec.recipe, fit=replace(spec.recipe.fit, iterations=iterations)))
-        longer.bed, longer.name, longer.cell = spec.bed, f"es_ddpm-{iterations}", spec.cell
+        longer.bed, longer.name, longer.cell, longer.passed = spec.bed, f"es_ddpm-{iterations}", spec.cell, ""
         assert score.preparation_macs(longer, place) == score.short_run(spec, iterations)
 
 

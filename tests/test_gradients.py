@@ -12,7 +12,7 @@ from jaxtyping import Float
 from small import images, method, recipe_of
 from torch import Tensor, nn
 
-from catalog import load
+from catalog import CatalogError, load
 from flows import gradients
 from flows.records import read_json
 from flows.rendering import render
@@ -125,7 +125,7 @@ def results(tmp_path: Path) -> Path:
 def test_pages_of_losses_show_them_and_say_which_are_stale(results: Path, tmp_path: Path) -> None:
     view = on_bed(Measured(KNOWN, results), KNOWN.bed("digits"))
     assert view is not None
-    panels = {panel.cell: panel for panel in view.of("objective")}
+    panels = {panel.id: panel for panel in view.of("objective")}
     assert [*panels] == ["baseline", made_up.STALE, "v_prediction"]
     assert [panel.stale is None for panel in panels.values()] == [True, False, True]
     number = panels["baseline"].shares["variance"][4]
@@ -137,6 +137,15 @@ def test_pages_of_losses_show_them_and_say_which_are_stale(results: Path, tmp_pa
     assert page.count("<polyline") >= 6 and 'class="variance"' in page and names(EDGES)[0] in page
     assert "levels-digits" not in (tmp_path / "site/family/training-noise_process.html").read_text()
     assert "baseline,below −4,samples" in (tmp_path / "site/data/gradients.csv").read_text()
+
+
+def test_what_is_no_loss_is_refused_in_a_sentence(results: Path) -> None:
+    before = (results / "digits" / gradients.FILE).read_bytes()
+    with pytest.raises(
+        CatalogError, match=r"^deepcache, dit: no loss that digits could compare with the baseline's\.$"
+    ):
+        gradients.write(bed="digits", methods=["dit", "v_prediction", "deepcache"], results=results)
+    assert (results / "digits" / gradients.FILE).read_bytes() == before
 
 
 def test_what_has_not_changed_is_not_measured_again(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:

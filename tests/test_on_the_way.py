@@ -11,7 +11,7 @@ from small import images, recipe_of
 from test_store import tiny
 
 from catalog import ON_THE_WAY, Cell, cell_name, load
-from flows import cell
+from flows import cell, score
 from flows.agenda import agenda_of
 from flows.cell import Workplace, metadata
 from flows.records import read_json
@@ -81,6 +81,17 @@ def test_a_share_has_a_name_and_a_record_of_its_own(tmp_path: Path) -> None:
     ratio = found["cost"]["training_images"] / whole["cost"]["training_images"]
     assert found["cost"]["training_macs"] / whole["cost"]["training_macs"] == pytest.approx(ratio, rel=1e-6)
     assert found["fingerprints"]["cell"] != whole["fingerprints"]["cell"]
+
+
+def test_macs_on_the_way_are_those_that_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where images are small at first, half of the updates are far less than half of the work."""
+    monkeypatch.setattr(score, "SHORT", 5)
+    monkeypatch.setattr(score, "SHORT_IN_EIGHTHS", 8)
+    spec, place = replace(tiny({"progressive_resolution_training": {}}), budget=0.0257), Workplace(tmp_path)
+    assert spec.recipe.fit.iterations == 40
+    whole, half = (score.preparation_macs(each, place)[0] for each in (spec, spec.after(0.5)))
+    assert whole == score.short_run(spec, 40)[0] and half == score.short_run(spec.after(0.5), 40)[0]
+    assert half < 0.3 * whole
 
 
 def test_what_changes_training_is_measured_on_the_way_with_its_control() -> None:

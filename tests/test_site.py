@@ -237,14 +237,6 @@ def test_the_first_page_is_small(full: Path) -> None:
     assert sum(len((full / name).read_bytes()) for name in ("index.html", "static/style.css", "static/site.js")) < 500e3
 
 
-def seconds_to_count() -> float:
-    """How fast the machine is now: those shared with others are slower by half from one minute to the next."""
-    began, total = time.process_time(), 0
-    for i in range(5_000_000):
-        total += i
-    return time.process_time() - began
-
-
 @pytest.mark.slow
 def test_150_techniques_render_in_ten_seconds(known: Catalog, tmp_path: Path) -> None:
     crowd = made_up.crowd(known, 150)
@@ -258,6 +250,6 @@ def test_150_techniques_render_in_ten_seconds(known: Catalog, tmp_path: Path) ->
     files = render(crowd, tmp_path / "results", tmp_path / "site")
     taken = time.process_time() - began
     gc.unfreeze()
-    assert taken < 10 * max(1.0, seconds_to_count() / 0.18), "ten seconds where five million are counted in 0.18"
+    assert taken < 10
     assert sum(path.parent.name == "t" for path in files) == 150
     assert len(gzip.compress((tmp_path / "site/index.html").read_bytes())) < 500_000

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from catalog import Catalog
 from flows.ledger import EXACT_UNITS, STATUSES
 from flows.records import write_bytes
-from flows.rendering import composition, few_steps, gradients, solvers, tables
+from flows.rendering import composition, few_steps, solvers, tables
 from flows.rendering.atlas import Atlas
 from flows.rendering.equations import equations
 from flows.rendering.frontier import AXES, LEVEL, axis_title
@@ -90,10 +90,9 @@ def pages(atlas: Atlas) -> Iterator[tuple[str, bytes]]:
     yield page("data/index.html", "data", tables=tables.TABLES, folders=folders)
     for key, survey in catalog.surveys.items():
         yield page(f"survey/{key}.html", "survey", survey=survey)
-    levels = gradients.views(atlas)
     for family in (family for area in atlas.families.values() for family in area):
         few = family.family.id in few_steps.FAMILIES
-        yield page(family.path, "family", family=family, few=few, levels=levels)
+        yield page(family.path, "family", family=family, few=few)
     for id, view in atlas.techniques.items():
         yield page(f"t/{id}.html", "technique", view=view)
 

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from catalog import Area, Bed, Technique
 from flows import composition
 from flows.ledger import FALSE_DISCOVERIES
-from flows.rendering import beds, family, frontier, spent, technique
+from flows.rendering import beds, family, frontier, gradients, spent, technique
 from flows.rendering.beds import BedView, Row
 from flows.rendering.charts import MANY, Chart
 from flows.rendering.claims import ClaimView, Counts, Withdrawn, withdrawn
@@ -71,6 +71,11 @@ class Atlas(Measured):
             ]
             for area in self.catalog.taxonomy.areas
         }
+
+    @cached_property
+    def levels(self) -> list[gradients.Levels]:
+        """Which noise levels trainings get their noise from, on every bed where that was measured."""
+        return gradients.views(self)
 
     @cached_property
     def testing(self) -> Testing:

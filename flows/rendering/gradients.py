@@ -13,8 +13,8 @@ from methods.measure.statistics import t_interval
 
 STEP, HEIGHT = 22, 96
 """Width of a noise level in a drawing, and height of the largest share of the bed."""
-TITLES = {
-    "samples": "Share of samples", "loss": "Share of the loss", "variance": "Share of the gradient's variance",
+UNITS = {
+    "samples": "share of samples", "loss": "share of the loss", "variance": "share of the gradient's variance",
 }  # fmt: skip
 
 
@@ -23,7 +23,7 @@ class Panel:
     """A technique, None for the baseline, with its shares of every noise level; `stale` says why they are old."""
 
     technique: Technique | None
-    cell: str
+    id: str
     quality: Number | None
     shares: dict[str, list[Number]]
     heights: dict[str, list[float]]
@@ -51,10 +51,13 @@ class Levels:
     seeds: int
     panels: list[Panel]
     path: str
-    titles: dict[str, str]
 
-    width = property(lambda self: STEP * len(self.levels))
-    height, step = HEIGHT, STEP
+    step: int = STEP
+    height: int = HEIGHT
+
+    @property
+    def width(self) -> int:
+        return self.step * len(self.levels)
 
     def of(self, family: str) -> list[Panel]:
         """The baseline and the members of a family; empty where it has none."""
@@ -82,14 +85,12 @@ def on_bed(measured: Measured, bed: Bed) -> Levels | None:
             shares = numbers(record, id, path)
             heights = {key: [round(HEIGHT * n.value / most, 1) for n in row] for key, row in shares.items()}
             stale = None if now.get(id) == cell["fingerprint"] else "code, parameters or test bed have changed since"
-            panels.append(Panel(technique, id, best(measured, bed, id), shares, heights, stale))
-    return Levels(
-        bed, main_metric(bed), names(record["edges"]), ticks, len(record["cells"][BASELINE]["seeds"]), panels,
-        path, TITLES,
-    )  # fmt: skip
+            panels.append(Panel(technique, id, of_defaults(measured, bed, id), shares, heights, stale))
+    seeds = len(record["cells"][BASELINE]["seeds"])
+    return Levels(bed, main_metric(bed), names(record["edges"]), ticks, seeds, panels, path)
 
 
-def best(measured: Measured, bed: Bed, id: str) -> Number | None:
+def of_defaults(measured: Measured, bed: Bed, id: str) -> Number | None:
     """Quality of the technique at its defaults."""
     record = measured.record(bed.name, id)
     return quality(record, record["default"], main_metric(bed), f"data/{bed.name}/{id}.json") if record else None
@@ -101,10 +102,7 @@ def numbers(record: Record, id: str, path: str) -> dict[str, list[Number]]:
     for key in SHARES:
         by_level = zip(*record["cells"][id]["shares"][key], strict=True)
         intervals = [t_interval(values) for values in by_level]
-        found[key] = [
-            Number(i.mean, i.low, i.high, i.n, record["steps"], TITLES[key].lower(), record["bed"], id, path)
-            for i in intervals
-        ]
+        found[key] = [Number(i.mean, i.low, i.high, i.n, None, UNITS[key], record["bed"], id, path) for i in intervals]
     return found
 
 

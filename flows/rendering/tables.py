@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from flows.ledger import EXACT_UNITS, as_json
-from flows.rendering import gradients
 from flows.rendering.atlas import Atlas
 from flows.rendering.costs import Timed
 from flows.rendering.frontier import AXES
@@ -169,12 +168,12 @@ def machine(atlas: Atlas) -> Iterator[Line]:
 
 
 def of_gradients(atlas: Atlas) -> Iterator[Line]:
-    for view in gradients.views(atlas):
+    for view in atlas.levels:
         for panel in view.panels:
             for key, numbers in panel.shares.items():
                 for level, number in zip(view.levels, numbers, strict=True):
                     ends = _ends(number)
-                    yield view.bed.name, panel.cell, level, key, number.value, *ends, number.n, number.record
+                    yield view.bed.name, panel.id, level, key, number.value, *ends, number.n, number.record
 
 
 def frontier(atlas: Atlas) -> Iterator[Line]:

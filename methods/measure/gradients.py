@@ -5,11 +5,11 @@ apart by it: looking twice as often is weighing twice. What differs is the varia
 are noisier than frequent ones of little. Shares over noise levels do not depend on the scale of the loss, which Adam
 takes out.
 
-Source: the form of Kingma and Gao 2023 "Understanding Diffusion Objectives" (2303.00848), section 3, with the variance
-that Kingma et al. 2021 (2107.00630), section 5.1, lower by the choice of noise levels.
+Source: the common form of Kingma and Gao 2023 "Understanding Diffusion Objectives" (2303.00848), a weight and a
+density. That the density then moves nothing but the variance is what Kingma et al. 2021 "Variational Diffusion Models"
+(2107.00630), abstract, choose it by. The estimate is the usual one of a covariance's trace.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,7 +60,7 @@ def by_noise_level(
     if steps < 2:
         raise ValueError(f"A variance takes two steps at least, not {steps}.")
     student = Listening(network.net, network.process, network.parameterization, network.bounds)
-    weights = [p for p in student.net.requires_grad_(True).parameters() if p.is_floating_point()]
+    weights = [*student.net.requires_grad_(True).parameters()]
     rng = torch.Generator(x0.device).manual_seed(seed)
     bounds = torch.tensor(edges, dtype=torch.float64, device=x0.device)
     levels = len(edges) + 1
@@ -93,5 +93,4 @@ def by_noise_level(
 
 def shares(parts: Float[Tensor, "k"]) -> list[float]:
     """Parts of their sum."""
-    whole = parts.double()
-    return (whole / whole.sum()).tolist() if math.isfinite(float(whole.sum())) and whole.sum() > 0 else whole.tolist()
+    return (parts.double() / parts.double().sum()).tolist()

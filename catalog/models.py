@@ -25,7 +25,16 @@ Status = Literal["verified", "unverified"]
 Scale = Literal["toy", "reduced", "paper"]
 Axis = Literal["evaluations", "macs", "parameters", "bytes", "latency", "memory", "training"]
 Training = Literal[
-    "net", "process", "parameterization", "times", "weight", "coupling", "loss", "label_dropout", "space"
+    "net",
+    "process",
+    "parameterization",
+    "times",
+    "weight",
+    "coupling",
+    "loss",
+    "label_dropout",
+    "average",
+    "space",
 ]
 Sampling = Literal["start", "guidance", "grid", "sampler", "steps", "precision"]
 RecipeField = Literal[Training, Sampling, "phases", "transforms", "fit"]

@@ -309,7 +309,7 @@ def compress(spec: Spec, seed: int, place: Workplace, report: Report = quiet) ->
         bed, started = spec.bed, time.perf_counter()
         base = models.load(spec.training.recipe, trained, bed.shape, bed.classes, shipped=False)
         model = models.build(recipe, bed.shape, bed.classes, seed)
-        model.net, model.codec = base.net, base.codec
+        model.net, model.codec, model.history = base.net, base.codec, base.history
         curve = Curve(report)
         with tallied() as counters:
             model, seen, shapes = run.compress(recipe, model, training_set(bed.name), seed, curve)

@@ -55,6 +55,8 @@ class Phase(ABC):
 
     heeds: ClassVar[tuple[str, ...]] = SAMPLING
     """What it reads of SAMPLING: one that reads less serves every recipe that agrees on the rest."""
+    first: ClassVar[bool] = False
+    """True if it completes base training, and so comes before those that start from a trained network."""
 
     @abstractmethod
     def __call__(self, recipe: "Recipe", model: "Model", data: "TrainingSet", seed: int, report: Report) -> int:

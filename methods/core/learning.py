@@ -1,6 +1,5 @@
 """Minimising an objective by Adam, with a moving average of the weights. Only here is autocast decided."""
 
-import copy
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 
@@ -8,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from methods.core.average import Averaging, Exponential
 from methods.core.calibration import Report
 from methods.core.denoiser import Denoiser, Labels, Network
 from methods.core.fit import Fit, Precision
@@ -24,16 +24,16 @@ def quiet(what: str, done: int, total: int, loss: float) -> None:
 def optimise(
     student: Network, teacher: Denoiser, objective: Objective, x0: Float[Tensor, "n *s"], labels: Labels,
     fit: Fit, seed: int, report: Report = quiet, what: str = "network",
-    keep: Mapping[int, Callable[[nn.Module], None]] | None = None,
+    keep: Mapping[int, Callable[[nn.Module], None]] | None = None, averaging: Averaging | None = None,
 ) -> nn.Module:  # fmt: skip
-    """Minimise an objective by Adam and return the exponential moving average of the student's network.
+    """Minimise an objective by Adam and return the average of the student's network: by default the exponential one.
 
     Order of the data and noise come from two generators, so methods that draw noise differently see the same images.
     Whoever wants to see that average on the way says in `keep` after how many updates.
     """
     order = torch.Generator().manual_seed(seed)
     rng = torch.Generator(x0.device).manual_seed(seed + 1)
-    learner = Learner(student.net, fit)
+    learner = Learner(student.net, fit, averaging)
     queue = torch.empty(0, dtype=torch.long)
     for i in range(fit.iterations):
         while len(queue) < fit.batch:
@@ -43,20 +43,18 @@ def optimise(
             loss = objective(student, teacher, x0[batch], None if labels is None else labels[batch], rng).mean()
         learner.step(loss)
         if keep and i + 1 in keep:
-            keep[i + 1](learner.average)
+            keep[i + 1](learner.averaging.net)
         if (i + 1) % 50 == 0 or i + 1 == fit.iterations:
             report(what, i + 1, fit.iterations, loss.item())
     return learner.finished()
 
 
 class Learner:
-    """A network in training: Adam with a linear warm-up, and beside it the moving average of the weights."""
+    """A network in training: Adam with a linear warm-up, and beside it the average of the weights."""
 
-    def __init__(self, net: nn.Module, fit: Fit) -> None:
-        self.net, self.fit, self.done = net.train(), fit, 0
-        self.average = copy.deepcopy(net)
-        self.means: list[Tensor] = [*self.average.parameters()]
-        self.weights: list[Tensor] = [*net.parameters()]
+    def __init__(self, net: nn.Module, fit: Fit, averaging: Averaging | None = None) -> None:
+        self.net = net.train()
+        self.averaging = averaging or Exponential().begin(net, fit, nn.Module())
         self.optimizer = torch.optim.Adam(net.parameters(), lr=fit.learning_rate, fused=True)
         self.warmup = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda i: min(1.0, (i + 1) / fit.warmup))
 
@@ -66,14 +64,11 @@ class Learner:
         loss.backward()
         self.optimizer.step()
         self.warmup.step()
-        decay = min(self.fit.ema, (1 + self.done) / (10 + self.done))
-        with torch.no_grad():
-            torch._foreach_lerp_(self.means, self.weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-        self.done += 1
+        self.averaging.update()
 
     def finished(self) -> nn.Module:
         """The average, which is what ships."""
-        return self.average.eval().requires_grad_(False)
+        return self.averaging.net.eval().requires_grad_(False)
 
 
 def autocast(precision: Precision) -> torch.autocast | nullcontext[None]:

@@ -38,10 +38,13 @@ class Model(nn.Module):
     """Everything with weights: the network, the codec of its space, what starts its chain, and fitted parts by slot."""
 
     def __init__(
-        self, net: nn.Module, codec: Codec, starter: Starter, parts: Mapping[str, Part], shape: tuple[int, ...]
-    ) -> None:
+        self, net: nn.Module, codec: Codec, starter: Starter, parts: Mapping[str, Part], shape: tuple[int, ...],
+        history: nn.Module | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.net, self.codec, self.starter = net, codec, starter
+        self.history = history or nn.Module()
+        """What base training left beside the network; it does not ship."""
         self.parts = nn.ModuleDict(parts)
         self.shape = shape
         """The shape of one sample in the space of the diffusion."""
@@ -60,7 +63,7 @@ def build(recipe: Recipe, shape: tuple[int, ...], classes: int, seed: int = 0) -
         inner = tuple(codec.encode(torch.zeros(1, *shape)).shape[1:])
         net = recipe.loss.network(recipe.net.build(inner, classes))
         starter = recipe.start.build(inner, classes)
-        model = Model(net, codec, starter, build_parts(recipe), inner)
+        model = Model(net, codec, starter, build_parts(recipe), inner, recipe.average.history(net))
     return model.to(device())
 
 
@@ -109,6 +112,8 @@ def read_note(path: Path) -> dict[str, Any]:
 def load(recipe: Recipe, path: Path, shape: tuple[int, ...], classes: int, *, shipped: bool) -> Model:
     """Read a model that `save` wrote; `shipped` says whether the shipping transforms were applied before."""
     model = build(recipe, shape, classes)
+    if shipped:
+        model.history = nn.Module()
     with safe_open(path, "pt", device=str(device())) as file:
         shapes = json.loads((file.metadata() or {})["note"])["shapes"]
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from methods.core.average import Average, Exponential
 from methods.core.calibration import Fitted, Phase
 from methods.core.codec import Space
 from methods.core.denoiser import Guidance
@@ -53,6 +54,7 @@ class Recipe:
     fit: Fit
     loss: Loss = Regression()
     label_dropout: float = 0.0
+    average: Average = Exponential()
     precision: Precision = "float32"
     phases: tuple[Phase, ...] = ()
     transforms: tuple[Transform, ...] = ()
@@ -76,7 +78,8 @@ class Recipe:
 ADDITIVE = ("phases", "transforms")
 
 TRAINING = (
-    "net", "process", "parameterization", "times", "weight", "coupling", "loss", "label_dropout", "space", "fit",
+    "net", "process", "parameterization", "times", "weight", "coupling", "loss", "label_dropout", "average", "space",
+    "fit",
 )  # fmt: skip
 """The fields that base training is given; everything else may change without training again."""
 
@@ -118,6 +121,7 @@ def compose(base: Recipe, *methods: Method) -> Recipe:
             raise Conflict(f"{first} and {second} cannot be combined: both {a.does}.")
     for slot, items in added.items():
         merged[slot] = getattr(base, slot) + tuple(item for _, item in items)
+    merged["phases"] = tuple(sorted(merged["phases"], key=lambda phase: not phase.first))
     recipe = replace(base, **merged)
     for method in methods:
         for slot, kinds in method.needs.items():

@@ -39,15 +39,22 @@ def train(
     student = shared_out(network(recipe, model))
     fit = recipe.fit
 
-    def shown(see: Keep, updates: int) -> Callable[[nn.Module], None]:
+    def shown(sees: Sequence[Keep], updates: int) -> Callable[[nn.Module], None]:
         def show(net: nn.Module) -> None:
-            see(Model(net, model.codec, model.starter, build_parts(recipe), model.shape), seen + updates * fit.batch)
+            kept = Model(net, model.codec, model.starter, build_parts(recipe), model.shape, model.history)
+            for see in sees:
+                see(kept, seen + updates * fit.batch)
 
         return show
 
-    due = {round(share * fit.iterations): see for share, see in (keep or {}).items()}
-    on_the_way = {updates: shown(see, updates) for updates, see in due.items()}
-    model.net = optimise(student, student, recipe.objective, x0, labels, fit, seed, report, keep=on_the_way)
+    averaging = recipe.average.begin(student.net, fit, model.history)
+    due: dict[int, list[Keep]] = {}
+    for share, see in (keep or {}).items():
+        due.setdefault(max(1, round(share * fit.iterations)), []).append(see)
+    on_the_way = {updates: shown(sees, updates) for updates, sees in due.items()}
+    model.net = optimise(
+        student, student, recipe.objective, x0, labels, fit, seed, report, keep=on_the_way, averaging=averaging
+    )
     return model.eval(), seen + fit.iterations * fit.batch
 
 
@@ -63,6 +70,7 @@ def compress(
     seen = model.starter.fit(x0, labels, recipe.fit.iterations, rng, report)
     for phase in recipe.phases:
         seen += phase(recipe, model, data, seed, report)
+    model.history = nn.Module()
     shapes = shapes_of(model)
     for transform in in_order(t for t in recipe.transforms if t.ships):
         before, model.net = model.net, transform(model.net)

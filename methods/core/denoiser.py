@@ -45,7 +45,12 @@ def _network_input(process: Process, parameterization: Parameterization, t: Tens
 
 
 class Network(Denoiser):
-    """A network together with what it predicts. `rows` counts evaluated samples, `calls` sequential evaluations."""
+    """A network together with what it predicts. `rows` counts evaluated samples, `calls` sequential evaluations.
+
+    A network may answer with more channels than it is shown; what it said `beside` F is kept until it is asked again.
+    """
+
+    beside: Float[Tensor, "b *c"] | None = None
 
     def __init__(
         self, net: nn.Module, process: Process, parameterization: Parameterization, bounds: tuple[float, float] | None
@@ -65,7 +70,10 @@ class Network(Denoiser):
         self.rows, self.calls = self.rows + len(x), self.calls + 1
         if labels is None:
             labels = torch.full((len(x),), NULL, device=x.device)
-        return self.evaluate(x, u, labels).float()
+        answer = self.evaluate(x, u, labels).float()
+        if answer.shape[1] > x.shape[1]:
+            answer, self.beside = answer[:, : x.shape[1]], answer[:, x.shape[1] :]
+        return answer
 
     def evaluate(self, x: Float[Tensor, "b *s"], u: Float[Tensor, "b *k"], labels: Int[Tensor, "b"]) -> Tensor:
         """Run the network."""

@@ -98,7 +98,7 @@ class ADM(nn.Module):
         nn.init.zeros_(self.head.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Float[Tensor, "b c h w"], u: Float[Tensor, "b *k"], labels: Int[Tensor, "b"]
-                ) -> Float[Tensor, "b c h w"]:  # fmt: skip
+                ) -> Float[Tensor, "b d h w"]:  # fmt: skip
         condition, h = self.conditioning(u, labels), self.stem(x)
         kept = [h]
         for stage in self.down:

@@ -82,7 +82,7 @@ class EfficientUNet(nn.Module):
         nn.init.zeros_(self.head.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Float[Tensor, "b c h w"], u: Float[Tensor, "b *k"], labels: Int[Tensor, "b"]
-                ) -> Float[Tensor, "b c h w"]:  # fmt: skip
+                ) -> Float[Tensor, "b d h w"]:  # fmt: skip
         condition = self.conditioning(u, labels)
         h, skips = self.stem(x), []
         for part in self.down:

@@ -83,7 +83,7 @@ class LinearDiT(nn.Module):
         self.head = Head(config.width, shape[0], config.patch)
 
     def forward(self, x: Float[Tensor, "b c h w"], u: Float[Tensor, "b *k"], labels: Int[Tensor, "b"]
-                ) -> Float[Tensor, "b c h w"]:  # fmt: skip
+                ) -> Float[Tensor, "b d h w"]:  # fmt: skip
         condition = self.conditioning(u, labels)
         h = self.tokens(x).flatten(2).transpose(1, 2)
         for block in self.blocks:

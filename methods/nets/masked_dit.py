@@ -60,7 +60,7 @@ class MaskedTransformer(nn.Module):
             self.visible = None
 
     def forward(self, x: Float[Tensor, "b c h w"], u: Float[Tensor, "b *k"], labels: Int[Tensor, "b"]
-                ) -> Float[Tensor, "b c h w"]:  # fmt: skip
+                ) -> Float[Tensor, "b d h w"]:  # fmt: skip
         condition = self.conditioning(u, labels)
         h = self.tokens(x).flatten(2).transpose(1, 2) + self.position
         pixels = self.answer(h, condition, self.visible).transpose(1, 2)  # [b, c p p, n]

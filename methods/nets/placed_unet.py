@@ -30,7 +30,7 @@ class PlacedUNet(UNet):
         self.stem = nn.Conv2d(shape[0] + 2, self.stem.out_channels, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b k h w"], u: Float[Tensor, "b *j"], labels: Int[Tensor, "b"]
-                ) -> Float[Tensor, "b c h w"]:  # fmt: skip
+                ) -> Float[Tensor, "b d h w"]:  # fmt: skip
         x = located(x) if x.shape[1] == self.channels else x
         return self.head(F.silu(self.norm(self.level(self.stem(x), self.conditioning(u, labels)))))
 

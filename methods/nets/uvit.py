@@ -75,7 +75,7 @@ class UViT(nn.Module):
                 nn.init.zeros_(part.bias)
 
     def forward(self, x: Float[Tensor, "b c h w"], u: Float[Tensor, "b *k"], labels: Int[Tensor, "b"]
-                ) -> Float[Tensor, "b c h w"]:  # fmt: skip
+                ) -> Float[Tensor, "b d h w"]:  # fmt: skip
         told = self.conditioning(u, labels).unflatten(1, (EXTRAS, -1))
         h = torch.cat([self.tokens(x).flatten(2).transpose(1, 2), told], dim=1) + self.position
         count("tokens_told", told.shape[0] * told.shape[1])

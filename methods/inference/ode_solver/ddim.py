@@ -54,13 +54,13 @@ class StochasticDDIM(Solver):
         noise: SampleNoise,
     ) -> tuple[Float[Tensor, "b *s"], None]:  # fmt: skip
         count("steps_skipped", skipped(t, s))
-        kept, added, fresh = _posterior(process, self.eta, t, s)
+        kept, added, fresh = posterior(process, self.eta, t, s)
         x = combine(kept, x, added, denoise(x, t))
         return (x if s == 0 else combine(1.0, x, fresh, noise(tuple(x.shape[1:])))), None
 
 
 @remembered
-def _posterior(process: Process, eta: float, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def posterior(process: Process, eta: float, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What x, x_0 and fresh noise are multiplied by; the noise that is kept is (x - alpha x_0) / sigma."""
     # Eq. 16 in lam: sqrt((1 - a_s) / (1 - a_t)) sqrt(1 - a_t / a_s) = sigma_s sqrt(1 - e^{-2h}), h = lam_s - lam_t.
     fresh = eta * process.sigma(s) * torch.sqrt(-torch.expm1(2 * (process.lam(t) - process.lam(s))))

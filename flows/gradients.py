@@ -66,7 +66,7 @@ def measured(spec: Spec, place: Workplace) -> dict[str, Any]:
     profiles = []
     for seed in spec.train_seeds:
         model = models.load(spec.recipe, train(spec, seed, place), bed.shape, bed.classes, shipped=False)
-        x0, labels = models.encode(model, data.images.to(models.device())), data.labels.to(models.device())
+        x0, labels = models.encode(model, data)
         network, batch = models.network(spec.recipe, model), spec.recipe.fit.batch
         profiles.append(by_noise_level(spec.recipe.objective, network, x0, labels, batch, STEPS, seed))
     return {

@@ -25,6 +25,7 @@ TINY = {
     "progressive_distillation": {"steps": 4, "start_steps": 8, "fraction": 0.5},
     "diff_pruning": {"fraction": 0.5},
     "loss_aware_timestep_sampling": {"levels": 2, "history": 1},
+    "ema_weights": {"decay": 0.05},
 }
 """Parameters that make a technique's own training a single iteration."""
 

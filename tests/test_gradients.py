@@ -78,7 +78,7 @@ def test_shares_are_those_of_theory(p: float, a: float) -> None:
 
 def profile(recipe: Any, seed: int = 0) -> Any:
     model, _ = run.train(recipe, images(), 0)
-    x0, labels = models.encode(model, images().images), images().labels
+    x0, labels = models.encode(model, images())
     return by_noise_level(recipe.objective, models.network(recipe, model), x0, labels, 64, 4, seed)
 
 
@@ -95,7 +95,7 @@ def test_measuring_leaves_the_network_as_it_was() -> None:
     recipe = recipe_of()
     model, _ = run.train(recipe, images(), 0)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    network, x0 = models.network(recipe, model), models.encode(model, images().images)
+    network, (x0, _) = models.network(recipe, model), models.encode(model, images())
     twice = [by_noise_level(recipe.objective, network, x0, images().labels, 16, 2, seed=3) for _ in range(2)]
     assert twice[0] == twice[1]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -64,7 +64,7 @@ class Checkpoint:
     def model(self, recipe: Recipe) -> Model:
         """The model as a recipe ships it: with the transforms that change its weights."""
         net = transformed(self.net, [transform for transform in recipe.transforms if transform.ships])
-        starter, codec = recipe.start.build(self.shape, self.classes), recipe.space.build(self.shape)
+        starter, codec = recipe.start.build(self.shape, self.classes), recipe.space.build(self.shape, self.classes)
         model = Model(net, codec, starter, build_parts(recipe), self.shape)
         return model.to(device()).eval().requires_grad_(False)
 

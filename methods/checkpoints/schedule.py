@@ -99,7 +99,7 @@ class Clipped(Space):
 
     bounds: tuple[float, float] | None
 
-    def build(self, shape: tuple[int, ...]) -> Codec:
+    def build(self, shape: tuple[int, ...], classes: int) -> Codec:
         codec = Identity()
         codec.bounds = self.bounds  # pyright: ignore[reportAttributeAccessIssue] - of this one alone
         return codec

@@ -8,21 +8,27 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from methods.core.calibration import Report
+from methods.core.denoiser import Labels
 
 
 class Codec(nn.Module, ABC):
-    """Images [b, c, h, w], or points of the plane, <-> the space the diffusion lives in [b, *s]."""
+    """Images [b, c, h, w], or points of the plane, <-> the space the diffusion lives in [b, *s].
+
+    The space of an image may depend on its label, which is known of every image and never dropped here.
+    """
 
     bounds: tuple[float, float] | None
     """The range of clean values, to which estimates of x_0 are clipped; None where there is none."""
 
     @abstractmethod
-    def encode(self, images: Float[Tensor, "b *p"]) -> Float[Tensor, "b *s"]: ...
+    def encode(self, images: Float[Tensor, "b *p"], labels: Labels = None) -> Float[Tensor, "b *s"]: ...
 
     @abstractmethod
-    def decode(self, x: Float[Tensor, "b *s"]) -> Float[Tensor, "b *p"]: ...
+    def decode(self, x: Float[Tensor, "b *s"], labels: Labels = None) -> Float[Tensor, "b *p"]: ...
 
-    def fit(self, images: Float[Tensor, "n *p"], iterations: int, rng: torch.Generator, report: Report) -> int:
+    def fit(
+        self, images: Float[Tensor, "n *p"], labels: Labels, iterations: int, rng: torch.Generator, report: Report
+    ) -> int:
         """Train the codec; returns how many images it saw."""
         return 0
 
@@ -31,7 +37,7 @@ class Space(ABC):
     """Where the diffusion takes place."""
 
     @abstractmethod
-    def build(self, shape: tuple[int, ...]) -> Codec: ...
+    def build(self, shape: tuple[int, ...], classes: int) -> Codec: ...
 
 
 class Identity(Codec):
@@ -39,10 +45,10 @@ class Identity(Codec):
 
     bounds = (-1.0, 1.0)
 
-    def encode(self, images: Float[Tensor, "b *p"]) -> Float[Tensor, "b *p"]:
+    def encode(self, images: Float[Tensor, "b *p"], labels: Labels = None) -> Float[Tensor, "b *p"]:
         return images
 
-    def decode(self, x: Float[Tensor, "b *p"]) -> Float[Tensor, "b *p"]:
+    def decode(self, x: Float[Tensor, "b *p"], labels: Labels = None) -> Float[Tensor, "b *p"]:
         return x
 
 
@@ -50,5 +56,5 @@ class Identity(Codec):
 class Pixels(Space):
     """The diffusion takes place on pixels."""
 
-    def build(self, shape: tuple[int, ...]) -> Identity:
+    def build(self, shape: tuple[int, ...], classes: int) -> Identity:
         return Identity()

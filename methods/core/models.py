@@ -33,6 +33,10 @@ class TrainingSet:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.images.shape[1:])
 
+    def __getitem__(self, rows: slice | Int[Tensor, "k"]) -> "TrainingSet":
+        """Some of the images with their labels."""
+        return TrainingSet(self.images[rows], self.labels[rows], self.classes)
+
 
 class Model(nn.Module):
     """Everything with weights: the network, the codec of its space, what starts its chain, and fitted parts by slot."""
@@ -59,8 +63,8 @@ def build(recipe: Recipe, shape: tuple[int, ...], classes: int, seed: int = 0) -
     """A model with fresh weights for images of a shape."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        codec = recipe.space.build(shape)
-        inner = tuple(codec.encode(torch.zeros(1, *shape)).shape[1:])
+        codec = recipe.space.build(shape, classes)
+        inner = tuple(codec.encode(torch.zeros(1, *shape), torch.zeros(1, dtype=torch.long)).shape[1:])
         net = recipe.loss.network(recipe.net.build(inner, classes))
         starter = recipe.start.build(inner, classes)
         model = Model(net, codec, starter, build_parts(recipe), inner, recipe.average.history(net))
@@ -78,9 +82,11 @@ def network(recipe: Recipe, model: Model) -> Network:
 
 
 @torch.no_grad()
-def encode(model: Model, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n *s"]:
-    """Images in the space of the diffusion."""
-    return torch.cat([model.codec.encode(part) for part in images.split(1024)])
+def encode(model: Model, data: TrainingSet) -> tuple[Float[Tensor, "n *s"], Int[Tensor, "n"]]:
+    """Images in the space of the diffusion, and their labels, on the device."""
+    images, labels = data.images.to(device()), data.labels.to(device())
+    parts = zip(images.split(1024), labels.split(1024), strict=True)
+    return torch.cat([model.codec.encode(part, known) for part, known in parts]), labels
 
 
 def save(model: Model, path: Path, note: Mapping[str, Any], shapes: Mapping[str, Sequence[int]] | None = None) -> None:

@@ -32,10 +32,10 @@ def train(
     In a process group the network's part of the work is shared out, and every process returns the same model.
     """
     model = build(recipe, data.shape, data.classes, seed)
-    images, labels = data.images.to(device()), data.labels.to(device())
+    images, known = data.images.to(device()), data.labels.to(device())
     rng = torch.Generator(device()).manual_seed(seed)
-    seen = model.codec.fit(images, recipe.fit.iterations, rng, report)
-    x0 = encode(model, images)
+    seen = model.codec.fit(images, known, recipe.fit.iterations, rng, report)
+    x0, labels = encode(model, data)
     student = shared_out(network(recipe, model))
     fit = recipe.fit
 
@@ -66,7 +66,7 @@ def compress(
     Returns the model as it ships, how many images were seen, and the shapes from before the transforms that ship.
     """
     rng = torch.Generator(device()).manual_seed(seed)
-    x0, labels = encode(model, data.images.to(device())), data.labels.to(device())
+    x0, labels = encode(model, data)
     seen = model.starter.fit(x0, labels, recipe.fit.iterations, rng, report)
     for phase in recipe.phases:
         seen += phase(recipe, model, data, seed, report)
@@ -132,7 +132,7 @@ def deploy_exact(recipe: Recipe, mixture: Mixture, x0: Float[Tensor, "n d"]) -> 
     Grid and sampler are fitted to the denoiser and to samples x0 of the mixture.
     """
     shape = (mixture.means.shape[1],)
-    space, start = recipe.space.build(shape), recipe.start.build(shape, 0)
+    space, start = recipe.space.build(shape, 0), recipe.start.build(shape, 0)
     model = Model(nn.Identity(), space, start, build_parts(recipe), shape)
     probe = copy.copy(mixture)
     fit_parts(recipe, Deployed(model, probe, recipe.guidance(probe)), x0, None, seed=0)
@@ -150,4 +150,4 @@ def generate(
     grid, sampler = (model.parts[s] if s in model.parts else getattr(recipe, s) for s in ("grid", "sampler"))
     times = grid(recipe.process, recipe.steps)
     x, times = model.starter(recipe.process, times, model.shape, labels, noise)
-    return model.codec.decode(sampler(deployed.denoiser, x, times, labels, noise)).cpu()
+    return model.codec.decode(sampler(deployed.denoiser, x, times, labels, noise), labels).cpu()

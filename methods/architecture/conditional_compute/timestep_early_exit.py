@@ -88,8 +88,8 @@ class OpenExits(Phase):
         for part in model.net.modules():
             if isinstance(part, ExitingDiT):
                 part.exits.fill_(True)
-        x0, fit = encode(model, data.images.to(next(model.net.parameters()).device)), recipe.fit.scaled(self.fraction)
-        fit, labels = replace(fit, learning_rate=SLOWER * fit.learning_rate), data.labels.to(x0.device)
+        (x0, labels), fit = encode(model, data), recipe.fit.scaled(self.fraction)
+        fit = replace(fit, learning_rate=SLOWER * fit.learning_rate)
         model.net.requires_grad_(True)
         student = network(recipe, model)
         model.net = optimise(student, student, recipe.objective, x0, labels, fit, seed, report, "early exits")

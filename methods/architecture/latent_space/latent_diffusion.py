@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from methods.core.activation import count
 from methods.core.calibration import Report, descend
 from methods.core.codec import Codec, Space
+from methods.core.denoiser import Labels
 from methods.core.recipe import Method, edit
 from methods.nets.autoencoder import ConvAutoencoder, divergence
 
@@ -36,14 +37,16 @@ class LatentCodec(Codec):
         self.register_buffer("shift", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
 
-    def encode(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k i j"]:
+    def encode(self, images: Float[Tensor, "b c h w"], labels: Labels = None) -> Float[Tensor, "b k i j"]:
         count("latents_encoded", len(images))
         return (self.autoencoder.posterior(images)[0] - self.shift) * self.scale
 
-    def decode(self, x: Float[Tensor, "b k i j"]) -> Float[Tensor, "b c h w"]:
+    def decode(self, x: Float[Tensor, "b k i j"], labels: Labels = None) -> Float[Tensor, "b c h w"]:
         return self.autoencoder.decode(x / self.scale + self.shift)
 
-    def fit(self, images: Float[Tensor, "n c h w"], iterations: int, rng: torch.Generator, report: Report) -> int:
+    def fit(
+        self, images: Float[Tensor, "n c h w"], labels: Labels, iterations: int, rng: torch.Generator, report: Report
+    ) -> int:
         def loss(rows: Tensor) -> Tensor:
             x = images[rows]
             mean, log_variance = self.autoencoder.posterior(x)
@@ -66,7 +69,7 @@ class Latents(Space):
     channels: int
     kl: float
 
-    def build(self, shape: tuple[int, ...]) -> LatentCodec:
+    def build(self, shape: tuple[int, ...], classes: int) -> LatentCodec:
         return LatentCodec(ConvAutoencoder(shape[0], self.channels, self.factor), self.kl)
 
 

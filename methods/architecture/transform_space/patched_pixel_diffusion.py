@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from methods.core.activation import count
 from methods.core.codec import Codec, Space
+from methods.core.denoiser import Labels
 from methods.core.recipe import Method, edit
 
 
@@ -27,11 +28,11 @@ class SpaceToDepth(Codec):
         super().__init__()
         self.patch = patch
 
-    def encode(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k i j"]:
+    def encode(self, images: Float[Tensor, "b c h w"], labels: Labels = None) -> Float[Tensor, "b k i j"]:
         count("pixels_packed", images.numel())
         return F.pixel_unshuffle(images, self.patch)
 
-    def decode(self, x: Float[Tensor, "b k i j"]) -> Float[Tensor, "b c h w"]:
+    def decode(self, x: Float[Tensor, "b k i j"], labels: Labels = None) -> Float[Tensor, "b c h w"]:
         return F.pixel_shuffle(x, self.patch)
 
 
@@ -41,7 +42,7 @@ class Patches(Space):
 
     patch: int
 
-    def build(self, shape: tuple[int, ...]) -> SpaceToDepth:
+    def build(self, shape: tuple[int, ...], classes: int) -> SpaceToDepth:
         return SpaceToDepth(self.patch)
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from methods.core.activation import count
 from methods.core.codec import Codec, Space
+from methods.core.denoiser import Labels
 from methods.core.recipe import Method, edit
 
 BANDS = ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1))
@@ -37,12 +38,12 @@ class Haar(Codec):
         super().__init__()
         self.register_buffer("signs", torch.tensor(BANDS, dtype=torch.float32), persistent=False)
 
-    def encode(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k i j"]:
+    def encode(self, images: Float[Tensor, "b c h w"], labels: Labels = None) -> Float[Tensor, "b k i j"]:
         count("images_transformed", len(images))
         cells = F.pixel_unshuffle(images, 2).unflatten(1, (-1, 4))  # [b, c, 4, i, j]
         return torch.einsum("sp,bcpij->bscij", self.signs.to(images) / 4, cells).flatten(1, 2)
 
-    def decode(self, x: Float[Tensor, "b k i j"]) -> Float[Tensor, "b c h w"]:
+    def decode(self, x: Float[Tensor, "b k i j"], labels: Labels = None) -> Float[Tensor, "b c h w"]:
         cells = torch.einsum("sp,bscij->bcpij", self.signs.to(x), x.unflatten(1, (4, -1)))
         return F.pixel_shuffle(cells.flatten(1, 2), 2)
 
@@ -51,7 +52,7 @@ class Haar(Codec):
 class Wavelets(Space):
     """The diffusion takes place on the sub-bands of one level of the Haar transform."""
 
-    def build(self, shape: tuple[int, ...]) -> Haar:
+    def build(self, shape: tuple[int, ...], classes: int) -> Haar:
         return Haar()
 
 

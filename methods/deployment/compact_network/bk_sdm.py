@@ -105,10 +105,10 @@ class Distil(Phase):
     heeds: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, recipe: Recipe, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
-        x0, fit = encode(model, data.images.to(next(model.net.parameters()).device)), recipe.fit.scaled(self.fraction)
+        (x0, labels), fit = encode(model, data), recipe.fit.scaled(self.fraction)
         teacher, student = network(recipe, model), network(recipe, model)
         student.net = without_blocks(model.net).requires_grad_(True)
-        objective, labels = BlockDistillation(recipe.objective, self.weight), data.labels.to(x0.device)
+        objective = BlockDistillation(recipe.objective, self.weight)
         small = optimise(student, teacher, objective, x0, labels, fit, seed, report, "compact network")
         model.net.load_state_dict(small.state_dict(), strict=False)
         return fit.iterations * fit.batch

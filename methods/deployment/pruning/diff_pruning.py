@@ -38,8 +38,7 @@ class PruneAndFinetune(Phase):
     fraction: float
 
     def __call__(self, recipe: Recipe, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
-        x0 = encode(model, data.images.to(next(model.net.parameters()).device))
-        labels = data.labels.to(x0.device)
+        x0, labels = encode(model, data)
         model.net.requires_grad_(True)
         seen = accumulate(
             network(recipe, model), x0[: recipe.fit.batch], labels[: recipe.fit.batch], self.threshold, seed

@@ -70,8 +70,8 @@ class Distil(Phase, ABC):
         """What a training of so many iterations minimises."""
 
     def __call__(self, recipe: Recipe, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
-        x0 = encode(model, data.images.to(next(model.net.parameters()).device))
-        labels, fit = data.labels.to(x0.device), recipe.fit.scaled(self.fraction)
+        x0, labels = encode(model, data)
+        fit = recipe.fit.scaled(self.fraction)
         fit = replace(fit, learning_rate=self.rate * fit.learning_rate)
         teacher = network(recipe, model)
         teacher.bounds = None  # no estimate is clipped before it is a target

@@ -98,13 +98,13 @@ class TeaCache(Calibrated):
     def fit(self, recipe: Recipe, before: nn.Module, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
         """Least squares over neighbouring levels of the same diffused image: input's change -> output's change."""
         n, t = max(1, recipe.fit.iterations // STEPS), UniformAngle()(recipe.process, STEPS)[:-1]
-        x0 = encode(model, data.images[:n].to(next(model.net.parameters()).device))
+        x0, labels = encode(model, data[:n])
         noise = torch.randn(x0.shape, generator=torch.Generator(x0.device).manual_seed(seed), device=x0.device)
         net, pairs = network(recipe, model), []
         net.net = whole = next(part for part in model.net.modules() if isinstance(part, DiT))
         cache = whole.blocks[0]
         assert isinstance(cache, TeaCached)
-        for image, eps, label in zip(x0, noise, data.labels[:n].to(x0.device), strict=True):
+        for image, eps, label in zip(x0, noise, labels, strict=True):
             net.reset()
             x_t = recipe.process.diffuse(image.expand(STEPS, *image.shape), eps.expand(STEPS, *eps.shape), t)
             output, entered = net.predict(x_t, t, label.expand(STEPS)), cache.previous

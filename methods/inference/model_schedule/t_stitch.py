@@ -94,12 +94,10 @@ class TStitch(Calibrated):
         """Train the small network as the large one was."""
         net, fit = model.net, recipe.fit.scaled(self.fraction)
         assert isinstance(net, Stitched)
-        x0 = encode(model, data.images.to(next(net.parameters()).device))
+        x0, labels = encode(model, data)
         student = network(recipe, model)
         student.net = smaller(net.large, seed)
-        net.small = optimise(
-            student, student, recipe.objective, x0, data.labels.to(x0.device), fit, seed, report, "small network"
-        )
+        net.small = optimise(student, student, recipe.objective, x0, labels, fit, seed, report, "small network")
         return fit.iterations * fit.batch
 
 

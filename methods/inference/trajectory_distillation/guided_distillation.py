@@ -86,11 +86,9 @@ class LearnGuidance(Calibrated):
         model.net.requires_grad_(True)
         student = network(recipe, model)
         teacher = Network(before, recipe.process, recipe.parameterization, None)
-        x0 = encode(model, data.images.to(next(model.net.parameters()).device))
+        x0, labels = encode(model, data)
         objective = MatchGuided(recipe.times, recipe.weight, self.highest)
-        model.net = optimise(
-            student, teacher, objective, x0, data.labels.to(x0.device), fit, seed, report, "guided student"
-        )
+        model.net = optimise(student, teacher, objective, x0, labels, fit, seed, report, "guided student")
         return seen
 
 

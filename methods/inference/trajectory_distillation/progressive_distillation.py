@@ -71,8 +71,7 @@ class Halving(Phase):
     fraction: float
 
     def __call__(self, recipe: Recipe, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
-        x0 = encode(model, data.images.to(next(model.net.parameters()).device))
-        labels, seen = data.labels.to(x0.device), 0
+        (x0, labels), seen = encode(model, data), 0
         halvings = (self.start_steps // recipe.steps).bit_length() - 1
         assert isinstance(recipe.grid, Grid), "a grid is fitted after the phases"
         assert halvings > 0 and recipe.steps << halvings == self.start_steps, (

@@ -5,6 +5,11 @@ Source: Karras et al. 2023 "Analyzing and Improving the Training Dynamics of Dif
 """
 
 import numpy as np
+import torch
+from torch import Tensor, nn
+
+TRACKED = (0.05, 0.10)
+"""The lengths that are kept, sigma_rel: standard deviations of their profiles in parts of the training."""
 
 
 def exponent(length: float) -> float:
@@ -24,3 +29,19 @@ def coefficients(times: np.ndarray, gammas: np.ndarray, time: float, gamma: floa
     """What to take of each snapshot for the profile that is closest to the one asked for."""
     wanted = products(times, gammas, np.array([time]), np.array([gamma]))
     return np.linalg.solve(products(times, gammas, times, gammas), wanted)[:, 0]
+
+
+class Snapshots(nn.Module):
+    """The averages as they were at `times`, counted in updates; 0 where nothing was kept yet. Two to each time."""
+
+    times: Tensor
+
+    def __init__(self, net: nn.Module, count: int) -> None:
+        super().__init__()
+        self.register_buffer("times", torch.zeros(count, dtype=torch.float64))
+        for i, p in enumerate(net.parameters()):
+            self.register_buffer(f"p{i}", torch.zeros(count, len(TRACKED), *p.shape))
+
+    def of(self, index: int) -> Tensor:
+        """The averages [count, 2, ...] of a parameter of the network."""
+        return self.get_buffer(f"p{index}")

@@ -25,26 +25,7 @@ from methods.core.errors import NothingMatched
 from methods.core.fit import Fit
 from methods.core.models import Model, TrainingSet
 from methods.core.recipe import Method, Recipe, edit
-from methods.training.cost_reduction._profiles import coefficients, exponent
-
-TRACKED = (0.05, 0.10)
-"""The lengths that are kept, sigma_rel: standard deviations of their profiles in parts of the training."""
-
-
-class Snapshots(nn.Module):
-    """The averages as they were at `times`, counted in updates; 0 where nothing was kept yet. Two to each time."""
-
-    times: Tensor
-
-    def __init__(self, net: nn.Module, count: int) -> None:
-        super().__init__()
-        self.register_buffer("times", torch.zeros(count, dtype=torch.float64))
-        for i, p in enumerate(net.parameters()):
-            self.register_buffer(f"p{i}", torch.zeros(count, len(TRACKED), *p.shape))
-
-    def of(self, index: int) -> Tensor:
-        """The averages [count, 2, ...] of a parameter of the network."""
-        return self.get_buffer(f"p{index}")
+from methods.training.cost_reduction._profiles import TRACKED, Snapshots, coefficients, exponent
 
 
 class PowerAveraging(Averaging):

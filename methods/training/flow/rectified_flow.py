@@ -102,7 +102,7 @@ class Straighten(FromPairs):
         teacher, student = teacher_and_student(recipe, model)
         if n := round(len(pairs) * self.real / (1 - self.real)):
             rows = torch.randint(len(data.labels), (n,), generator=torch.Generator().manual_seed(seed))
-            x0, known = encode(model, data.images[rows].to(pairs)), data.labels[rows].to(labels)
+            x0, known = encode(model, data[rows])
             noise = inverted(teacher, x0, known, grid_of(recipe, steps).flip(0))
             pairs, labels = torch.cat([pairs, torch.stack([noise, x0], dim=1)]), torch.cat([labels, known])
         model.net = optimise(student, teacher, self.objective(recipe), pairs, labels, fit, seed, report, self.makes)

@@ -6,6 +6,7 @@ A bootstrap of FD excludes its own point estimate, so uncertainty comes from ind
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import stats
@@ -126,10 +127,14 @@ def _mean_error(values: Sequence[float], level: float) -> tuple[float, float, fl
     if n < 2:
         raise ValueError(f"An interval takes two independent values at least, not {n}.")
     x = np.asarray(values, dtype=np.float64)
-    quantile = float(stats.t.ppf((1 + level) / 2, n - 1))
     # equal values have no spread, whatever rounding makes of their mean
     error = 0.0 if np.all(x == x[0]) else float(x.std(ddof=1)) / math.sqrt(n)
-    return float(x[0] if error == 0 else x.mean()), error, quantile
+    return float(x[0] if error == 0 else x.mean()), error, _student((1 + level) / 2, n - 1)
+
+
+@lru_cache
+def _student(probability: float, freedom: int) -> float:
+    return float(stats.t.ppf(probability, freedom))
 
 
 def _pairs(arm: Sequence[float], control: Sequence[float]) -> tuple[list[float], list[float]]:

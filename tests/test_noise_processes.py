@@ -1,15 +1,16 @@
 """Noise schedules against the tables of diffusers and numbers of their papers, and the identities between them."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import DDPMScheduler  # pyright: ignore[reportPrivateImportUsage]
 from small import BASE, recipe_of
-from torch import Tensor
+from torch import Tensor, nn
 
-from methods.core.denoiser import Mixture
+from methods.core.denoiser import Mixture, Network
 from methods.core.errors import Conflict
 from methods.core.parameterization import Noise
 from methods.core.process import Cosine, Process
@@ -21,6 +22,7 @@ from methods.training.noise_process._shared import UniformTime, interpolate
 from methods.training.noise_process.cosine_schedule import OffsetCosine
 from methods.training.noise_process.ddpm_linear_schedule import CHAIN, LinearBeta
 from methods.training.noise_process.laplace_logsnr_sampling import LaplaceLam
+from methods.training.noise_process.learned_schedule_vdm import Learned, Monotone, Steadied
 from methods.training.noise_process.resolution_shifted_schedule import ShiftedCosine
 from methods.training.noise_process.sigmoid_schedule_input_scaling import ScaledSigmoid
 from methods.training.noise_process.zero_terminal_snr import ZeroTerminal, zero_terminal_snr
@@ -304,3 +306,83 @@ def test_without_corrections_a_sample_costs_half_the_evaluations() -> None:
         PredictorCorrector(corrections, 0.16)(exact, x, UniformTime()(process, 5), None, SampleNoise([0, 1]))
         calls.append(exact.calls)
     assert calls == [5, 10, 15]
+
+
+# A learned schedule ---------------------------------------------------------------------------------------------------
+
+
+def drawn(rate: float, updates: int, loss: Callable[[Tensor], Tensor]) -> tuple[Learned, Tensor, Tensor]:
+    """A schedule after some updates on a loss of lam alone, and lam and what the estimate says of it, over all u."""
+    learned, rng = Learned(low=1e-3, features=16, rate=rate), torch.Generator().manual_seed(0)
+    for _ in range(updates):
+        estimate = loss(Cosine().lam(learned(Cosine(), 32, rng))) * learned.slope
+        learned.loss = estimate.detach()
+        estimate.mean().backward()
+    with torch.no_grad():
+        lam = Cosine().lam(learned(Cosine(), 4096, rng))
+        return learned, lam, loss(lam) * learned.slope
+
+
+def test_a_monotone_network_rises_from_end_to_end() -> None:
+    schedule, u = Monotone(16, torch.Generator().manual_seed(0)), torch.linspace(0, 1, 101, dtype=torch.float64)
+    with torch.no_grad():
+        schedule.rise.fill_(-5)
+        schedule.slope.uniform_(-20, 20)
+        schedule.place.uniform_(-5, 5)
+        bent = schedule(u)
+    assert bent[0] == 0 and bent[-1] == 1 and (bent.diff() > 0).all()
+    assert (bent - u).abs().max() > 0.02
+
+
+def test_the_bound_is_the_same_under_every_schedule_and_steadier_under_the_learned_one() -> None:
+    """Its variance is least, zero, where the slope is as large as the loss is small."""
+    _, straight, before = drawn(0.0, 1, lambda lam: 0.05 + torch.sigmoid(lam))
+    learned, bent, after = drawn(0.02, 400, lambda lam: 0.05 + torch.sigmoid(lam))
+    assert [straight.min().item(), straight.max().item()] == pytest.approx(
+        [bent.min().item(), bent.max().item()], abs=0.1
+    )
+    assert after.mean().item() == pytest.approx(before.mean().item(), rel=1e-3)
+    assert after.var() / before.var() < 0.2
+    assert (learned.slope[bent > 2].mean() / learned.slope[bent < -2].mean()).item() < 0.5
+
+
+def test_the_schedule_learns_from_the_square_of_the_loss_and_the_denoiser_from_the_loss() -> None:
+    """The gradients that one pass backwards leaves, against those of both sums apart."""
+    recipe = recipe_of("learned_schedule_vdm")
+    net = Scaled()
+    student = Network(net, recipe.process, recipe.parameterization, None)
+    x0 = torch.randn(12, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    found = []
+    for power in (1, 1, 2):
+        objective = recipe.objective
+        assert isinstance(objective, Steadied)
+        losses = objective(student, student, x0, None, torch.Generator().manual_seed(2))
+        schedule = objective.drawn.schedule
+        assert schedule is not None
+        if len(found):  # without the hooks' factor
+            objective.drawn.loss = torch.full_like(losses, 0.5)
+        of = [net.share, schedule.rise, schedule.slope, schedule.place]
+        found.append(torch.autograd.grad(losses.pow(power).mean(), of))
+    both, plain, squared = found
+    assert torch.equal(both[0], plain[0])
+    for got, wanted in zip(both[1:], squared[1:], strict=True):
+        assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-12)
+    assert not torch.allclose(both[1], plain[1], rtol=0.1)
+
+
+def test_times_are_evenly_spaced_on_a_straight_schedule() -> None:
+    learned, lam, _ = drawn(0.0, 1, torch.ones_like)
+    spaced = lam.sort().values.diff()
+    assert torch.allclose(spaced, spaced.mean(), rtol=1e-2)
+    assert learned.slope.mean().item() == pytest.approx(4096 * spaced.mean().item(), rel=1e-2)
+
+
+class Scaled(nn.Module):
+    """Answers with a share of its input, which it can learn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.share = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x: Tensor, u: Tensor, labels: Tensor) -> Tensor:
+        return self.share * x

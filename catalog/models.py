@@ -39,7 +39,8 @@ Training = Literal[
 Sampling = Literal["start", "guidance", "grid", "sampler", "steps", "precision"]
 RecipeField = Literal[Training, Sampling, "phases", "transforms", "fit"]
 Distance = Literal["fd", "kid", "precision", "recall", "density", "coverage", "w2", "sliced_w2", "mmd"]
-Quality = Literal[Distance, "accuracy", "fidelity", "histogram", "nearest", "off_manifold"]
+Adapted = Literal["fd_new", "fd_old", "preferred"]
+Quality = Literal[Distance, Adapted, "accuracy", "fidelity", "histogram", "nearest", "off_manifold"]
 Cost = Literal[
     "evaluations", "sequential_calls", "macs", "parameters", "bytes", "training_images", "training_macs",
     "one_off_images", "one_off_macs",

@@ -29,11 +29,11 @@ from methods.baseline import baseline
 from methods.core import models, run
 from methods.core.activation import tallied
 from methods.core.calibration import Report
+from methods.core.data import TrainingSet
 from methods.core.denoiser import Mixture
 from methods.core.fit import Fit
 from methods.core.identity import recipe_fingerprint, shipped_fingerprint, training_fingerprint
 from methods.core.learning import quiet
-from methods.core.models import TrainingSet
 from methods.core.recipe import Conflict, Method, Recipe, compose
 from methods.core.start import FromNoise
 from methods.nets.unet import UNetConfig
@@ -219,7 +219,7 @@ def source(bed: str) -> str:
 @cache
 def training_set(bed: str) -> TrainingSet:
     loaded = images(bed)
-    return TrainingSet(loaded.train, loaded.train_labels, loaded.classes)
+    return TrainingSet(loaded.train, loaded.train_labels, loaded.classes, loaded.withheld)
 
 
 def metadata(path: Path) -> dict[str, Any]:

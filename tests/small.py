@@ -11,6 +11,7 @@ from catalog import load
 from methods.baseline import baseline
 from methods.core import models, run
 from methods.core.activation import tallied
+from methods.core.data import TrainingSet
 from methods.core.errors import Conflict
 from methods.core.fit import Fit
 from methods.core.identity import training_fingerprint
@@ -49,10 +50,10 @@ def standing(id: str) -> tuple[str, ...]:
 
 
 @cache
-def images() -> models.TrainingSet:
+def images() -> TrainingSet:
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(24, *SHAPE, generator=rng).clamp(-1, 1)
-    return models.TrainingSet(x, torch.arange(24) % CLASSES, CLASSES)
+    return TrainingSet(x, torch.arange(24) % CLASSES, CLASSES)
 
 
 LATER = ("starter.", "parts.")

@@ -15,6 +15,7 @@ from methods.baseline import baseline
 from methods.core import models, run
 from methods.core.activation import count, tallied
 from methods.core.calibration import Fitted, Part, Report
+from methods.core.data import TrainingSet
 from methods.core.denoiser import Denoiser, Labels, Mixture, Network
 from methods.core.errors import Conflict, NothingMatched
 from methods.core.fit import Fit
@@ -409,7 +410,7 @@ class MadeUpSolver(MadeUpSampler):
 
 
 SMALL = replace(BASE, fit=Fit(1, batch=8), parameterization=Clean(), steps=2)
-DATA = models.TrainingSet(gaussian((24, 1, 8, 8)).float().clamp(-1, 1), torch.arange(24) % 3, 3)
+DATA = TrainingSet(gaussian((24, 1, 8, 8)).float().clamp(-1, 1), torch.arange(24) % 3, 3)
 
 
 def fitted(recipe: Recipe, seed: int = 0) -> tuple[models.Model, int]:
@@ -494,3 +495,13 @@ def test_parts_are_fitted_to_an_exact_denoiser_too() -> None:
     assert again.middle != part.middle
     samples = run.generate(recipe, deployed, torch.zeros(5, dtype=torch.long), range(5))
     assert samples.shape == (5, 2) and deployed.network.rows == 10
+
+
+def test_base_training_is_not_shown_what_is_withheld() -> None:
+    """The weights are those of a training on the other classes alone."""
+    whole, seen = run.train(BASE, replace(DATA, withheld=(2,)), 0)
+    rest, _ = run.train(BASE, DATA[(DATA.labels != 2).nonzero()[:, 0]], 0)
+    assert seen == BASE.fit.iterations * BASE.fit.batch
+    everything, _ = run.train(BASE, DATA, 0)
+    weights = [torch.cat([part.flatten() for part in model.parameters()]) for model in (whole, rest, everything)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from methods.core.data import TrainingSet
 from methods.data import LOADERS, Images, MissingData, Mixture, cifar10, files, load, mnist
 
 
@@ -37,6 +38,18 @@ def check(images: Images) -> None:
         assert len(x) == len(labels)
         assert x.min() == -1 and x.max() == 1
         assert set(labels.tolist()) == set(range(images.classes))
+
+
+def test_three_classes_are_withheld_from_base_training():
+    whole, some = load("digits"), load("adaptation")
+    assert isinstance(whole, Images) and isinstance(some, Images)
+    data = TrainingSet(some.train, some.train_labels, some.classes, some.withheld)
+    assert set(data.shown.labels.tolist()) == set(range(7)) and set(data.new.labels.tolist()) == {7, 8, 9}
+    assert len(data.shown.labels) + len(data.new.labels) == len(whole.train)
+    assert torch.equal(data.shown.images, whole.train[whole.train_labels < 7])
+    assert whole.source in some.source != whole.source
+    everything = TrainingSet(whole.train, whole.train_labels, whole.classes)
+    assert everything.shown is everything and not len(everything.new.labels)
 
 
 def test_digits_are_split_the_same_way_for_ever():

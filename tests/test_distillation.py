@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from methods.baseline import baseline
 from methods.core import models, run
 from methods.core.activation import tallied
+from methods.core.data import TrainingSet
 from methods.core.denoiser import NULL, Mixture, Network
 from methods.core.fit import Fit
 from methods.core.objective import Denoising, Independent, UniformTimes, UnitOnTarget
@@ -49,9 +50,9 @@ def gaussian(mean: float, std: float, process: Process) -> Mixture:
     return Mixture(mean * one[:, None], std * one, one, process)
 
 
-def data() -> models.TrainingSet:
+def data() -> TrainingSet:
     x = torch.randn(24, *SHAPE, generator=rng()).clamp(-1, 1)
-    return models.TrainingSet(x, torch.arange(24) % CLASSES, CLASSES)
+    return TrainingSet(x, torch.arange(24) % CLASSES, CLASSES)
 
 
 class Field(nn.Module):

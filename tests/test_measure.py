@@ -125,6 +125,28 @@ def test_copies_of_the_training_set_are_noticed(digits, scorer):
     assert reference.floor(digits, scorer).scores["nearest"] == pytest.approx(1)
 
 
+def test_an_adapted_model_is_measured_where_it_learned_and_where_it_may_forget(digits, scorer):
+    """Noise on new classes moves their distance alone, noise on known ones theirs; ink is counted as it is."""
+    adapted = replace(
+        scorer, withheld=(7, 8, 9), median_ink=quality.median_ink(digits.train, digits.train_labels, digits.classes)
+    )
+    new = torch.isin(digits.train_labels, torch.tensor([7, 8, 9]))
+    noise = 0.5 * torch.randn(digits.train.shape, generator=rng(0))
+
+    def scores(images):
+        return adapted.score(images.clamp(-1, 1), digits.train_labels).values
+
+    real = scores(digits.train)
+    assert real["fd_new"] == pytest.approx(0, abs=1e-3) and real["fd_old"] == pytest.approx(0, abs=1e-3)
+    assert real["preferred"] == pytest.approx(0.5, abs=0.03)
+    for noisy, moved, kept in ((new, "fd_new", "fd_old"), (~new, "fd_old", "fd_new")):
+        worse = scores(digits.train + noise * noisy[:, None, None, None])
+        assert worse[moved] > 1 and worse[kept] == pytest.approx(0, abs=1e-3)
+    thick, thin = (scores(digits.train + sign * 0.3 * (~new[:, None, None, None])) for sign in (1, -1))
+    assert thick["preferred"] > 0.9 and thin["preferred"] < 0.1
+    assert "fd_new" not in scorer.score(digits.train, digits.train_labels).values
+
+
 def blurred(digits, strength):
     soft = avg_pool2d(digits.train, 3, stride=1, padding=1, count_include_pad=False)
     return torch.lerp(digits.train, soft, strength)

@@ -12,6 +12,7 @@ from small import BASE, CLASSES, SHAPE
 from torch import Tensor, nn
 
 from methods.core import models, run
+from methods.core.data import TrainingSet
 from methods.core.denoiser import Network
 from methods.core.identity import import_closure
 from methods.core.objective import Coupling
@@ -274,7 +275,7 @@ def test_features_are_in_the_order_of_the_tokens() -> None:
 
 def trained_for(recipe: Recipe, iterations: int, seed: int = 0) -> models.Model:
     x0 = images(24)
-    data = models.TrainingSet(x0, torch.arange(24) % CLASSES, CLASSES)
+    data = TrainingSet(x0, torch.arange(24) % CLASSES, CLASSES)
     return run.train(replace(recipe, fit=replace(recipe.fit, iterations=iterations)), data, seed)[0]
 
 
@@ -307,7 +308,7 @@ def test_what_ships_is_the_plain_network() -> None:
     """The same parameters and multiply-accumulates as without alignment, and the answers from before the drop."""
     model = trained_for(with_alignment(), 2)
     before = copy.deepcopy(model.net)
-    data = models.TrainingSet(images(24), torch.arange(24) % CLASSES, CLASSES)
+    data = TrainingSet(images(24), torch.arange(24) % CLASSES, CLASSES)
     model, *_ = run.compress(with_alignment(), model, data, 0)
     plain = models.build(DIT, SHAPE, CLASSES)
     assert {n: t.shape for n, t in model.state_dict().items()} == {n: t.shape for n, t in plain.state_dict().items()}

@@ -18,6 +18,7 @@ from methods.baseline import baseline
 from methods.core import learning, models, run
 from methods.core.activation import tallied
 from methods.core.calibration import Calibrated, Report
+from methods.core.data import TrainingSet
 from methods.core.errors import Conflict
 from methods.core.fit import Fit
 from methods.core.identity import shipped_fingerprint
@@ -54,8 +55,8 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 @cache
-def images() -> models.TrainingSet:
-    return models.TrainingSet(random(24, *SHAPE).clamp(-1, 1), torch.arange(24) % CLASSES, CLASSES)
+def images() -> TrainingSet:
+    return TrainingSet(random(24, *SHAPE).clamp(-1, 1), torch.arange(24) % CLASSES, CLASSES)
 
 
 @cache
@@ -107,7 +108,7 @@ class Offsetting(Calibrated):
         recipe: Recipe,
         before: nn.Module,
         model: models.Model,
-        data: models.TrainingSet,
+        data: TrainingSet,
         seed: int,
         report: Report,
     ) -> int:

@@ -14,6 +14,7 @@ from catalog import load
 from methods.baseline import baseline
 from methods.core import learning, models, run
 from methods.core.activation import tallied
+from methods.core.data import TrainingSet
 from methods.core.denoiser import Network
 from methods.core.fit import Fit
 from methods.core.objective import Denoising, Independent, UniformTimes, UnitOnTarget
@@ -55,9 +56,9 @@ def given(seed: int, n: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(n, *SHAPE, generator=rng), torch.rand(n, generator=rng), torch.arange(n) % CLASSES
 
 
-def images() -> models.TrainingSet:
+def images() -> TrainingSet:
     x = torch.randn(24, *SHAPE, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
-    return models.TrainingSet(x, torch.arange(24) % CLASSES, CLASSES)
+    return TrainingSet(x, torch.arange(24) % CLASSES, CLASSES)
 
 
 # Caches of transformers -----------------------------------------------------------------------------------------------

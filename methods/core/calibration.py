@@ -16,7 +16,8 @@ from methods.core.denoiser import Denoiser, Labels
 from methods.core.surgery import Transform
 
 if TYPE_CHECKING:
-    from methods.core.models import Model, TrainingSet
+    from methods.core.data import TrainingSet
+    from methods.core.models import Model
     from methods.core.recipe import Recipe
 
 

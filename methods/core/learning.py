@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from methods.core.activation import count
 from methods.core.average import Averaging, Exponential
 from methods.core.calibration import Report
 from methods.core.denoiser import Denoiser, Labels, Network
@@ -76,3 +77,17 @@ def autocast(precision: Precision) -> torch.autocast | nullcontext[None]:
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device().type, DTYPES[precision])
+
+
+class Cast(Network):
+    """A network run under autocast; its prediction, and the sampler's state, stay float32."""
+
+    def __init__(self, inner: Network, precision: Precision) -> None:
+        super().__init__(inner.net, inner.process, inner.parameterization, inner.bounds)
+        self.precision: Precision = precision
+
+    def evaluate(self, x: Float[Tensor, "b *s"], u: Float[Tensor, "b *k"], labels: Int[Tensor, "b"]) -> Tensor:
+        with autocast(self.precision):
+            prediction = super().evaluate(x, u, labels)
+        count(f"calls_{self.precision}", prediction.dtype == DTYPES[self.precision])
+        return prediction

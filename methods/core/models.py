@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,11 @@ from torch import Tensor, nn
 
 from methods.core.calibration import Part
 from methods.core.codec import Codec
+from methods.core.data import TrainingSet
 from methods.core.denoiser import Network
 from methods.core.recipe import Recipe
 from methods.core.start import Starter
 from methods.core.surgery import flatten, resize, transformed, unflatten
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """Clean images in [-1, 1], their labels, and the number of classes."""
-
-    images: Float[Tensor, "n c h w"]
-    labels: Int[Tensor, "n"]
-    classes: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.images.shape[1:])
-
-    def __getitem__(self, rows: slice | Int[Tensor, "k"]) -> "TrainingSet":
-        """Some of the images with their labels."""
-        return TrainingSet(self.images[rows], self.labels[rows], self.classes)
 
 
 class Model(nn.Module):

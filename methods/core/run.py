@@ -8,12 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from methods.core.activation import count
 from methods.core.calibration import Calibrated, Report
+from methods.core.data import TrainingSet
 from methods.core.denoiser import Denoiser, Labels, Mixture, Network
-from methods.core.fit import Precision
-from methods.core.learning import DTYPES, autocast, optimise, quiet
-from methods.core.models import Model, TrainingSet, build, build_parts, device, encode, network, shapes_of
+from methods.core.learning import Cast, optimise, quiet
+from methods.core.models import Model, build, build_parts, device, encode, network, shapes_of
 from methods.core.parallel import shared_out
 from methods.core.recipe import Recipe
 from methods.core.sampling import SampleNoise
@@ -31,7 +30,7 @@ def train(
     Whoever wants to see the model on the way says in `keep` after which share of the updates.
     In a process group the network's part of the work is shared out, and every process returns the same model.
     """
-    model = build(recipe, data.shape, data.classes, seed)
+    model, data = build(recipe, data.shape, data.classes, seed), data.shown
     images, known = data.images.to(device()), data.labels.to(device())
     rng = torch.Generator(device()).manual_seed(seed)
     seen = model.codec.fit(images, known, recipe.fit.iterations, rng, report)
@@ -92,20 +91,6 @@ def fit_parts(
         rng = torch.Generator(x0.device).manual_seed(seed)
         seen += deployed.model.parts[slot].fit(recipe, deployed.denoiser, x0, labels, rng, report)  # pyright: ignore[reportCallIssue]
     return seen
-
-
-class Cast(Network):
-    """A network run under autocast; its prediction, and the sampler's state, stay float32."""
-
-    def __init__(self, inner: Network, precision: Precision) -> None:
-        super().__init__(inner.net, inner.process, inner.parameterization, inner.bounds)
-        self.precision: Precision = precision
-
-    def evaluate(self, x: Float[Tensor, "b *s"], u: Float[Tensor, "b *k"], labels: Int[Tensor, "b"]) -> Tensor:
-        with autocast(self.precision):
-            prediction = super().evaluate(x, u, labels)
-        count(f"calls_{self.precision}", prediction.dtype == DTYPES[self.precision])
-        return prediction
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ class Images:
     """A labelled image set, pixels in [-1, 1].
 
     `source` names the copy that was read and carries the sha256 of its sorted image bytes, so results on
-    another copy, or another selection, are told apart, while the order of the files does not matter.
+    another copy, or another selection, are told apart, while the order of the files does not matter. Classes that are
+    `withheld` are there, but a model is to be trained without them and to learn them later.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Images:
     held_out_labels: Int[Tensor, "m"]
     classes: int
     source: str
+    withheld: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -43,6 +45,7 @@ class Images:
 
 LOADERS = {
     "digits": "methods.data.digits:load",
+    "adaptation": "methods.data.digits:seven_of_ten",
     "mnist": "methods.data.mnist:load",
     "cifar10": "methods.data.cifar10:load",
     "mixture": "methods.data.mixture:ring",

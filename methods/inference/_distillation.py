@@ -12,9 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from methods.core.activation import count
+from methods.core.data import TrainingSet
 from methods.core.denoiser import Labels, Network
 from methods.core.fit import Fit
-from methods.core.models import Model, TrainingSet, network
+from methods.core.models import Model, network
 from methods.core.process import like
 from methods.core.recipe import Recipe
 from methods.core.sampling import Grid, SampleNoise, Solver

@@ -153,6 +153,20 @@ def conditional_accuracy(predicted: Int[Tensor, "n"], requested: Int[Tensor, "n"
     return (predicted == requested).double().mean().item()
 
 
+def median_ink(images: Float[Tensor, "m c h w"], labels: Int[Tensor, "m"], classes: int) -> Float[Tensor, "k"]:
+    """The mean grey level of the median image of every class: half of them have heavier strokes."""
+    ink = images.flatten(1).mean(1)
+    return torch.tensor([ink[labels == label].median() for label in range(classes)])
+
+
+def heavier(samples: Float[Tensor, "n c h w"], labels: Int[Tensor, "n"], median: Float[Tensor, "k"]) -> float:
+    """The fraction of samples whose strokes are heavier than those of the median training image of their class.
+
+    A preference that a script can state: about one half of real images have it, and so has a model that learned them.
+    """
+    return (samples.flatten(1).mean(1) > median[labels]).float().mean().item()
+
+
 def nearest_training(
     samples: Float[Tensor, "n c h w"], training: Float[Tensor, "m c h w"], held_out_median: float
 ) -> float:

@@ -23,8 +23,10 @@ from methods.measure.quality import (
     class_histogram,
     conditional_accuracy,
     frechet,
+    heavier,
     kid,
     manifold,
+    median_ink,
     nearest_median,
     nearest_training,
     paired_fidelity,
@@ -44,6 +46,9 @@ UNITS = {
     "coverage": "fraction of reference images (2-D: of modes)",
     "histogram": "total variation",
     "nearest": "ratio of distances",
+    "fd_new": "squared feature distance",
+    "fd_old": "squared feature distance",
+    "preferred": "fraction of samples",
     "w2": "distance in the plane",
     "sliced_w2": "distance in the plane",
     "mmd": "squared kernel mean discrepancy",
@@ -105,6 +110,8 @@ class Reference:
     predicted: Int[Tensor, "m"]
     training: Float[Tensor, "t c h w"]
     held_out_median: float
+    withheld: tuple[int, ...]
+    median_ink: Float[Tensor, "k"]
 
     @classmethod
     def of(cls, images: Images, net: Classifier, n: int, size: int = REFERENCE_SIZE) -> "Reference":
@@ -119,6 +126,8 @@ class Reference:
             predicted=predicted,
             training=images.train,
             held_out_median=nearest_median(images.held_out, images.train),
+            withheld=images.withheld,
+            median_ink=median_ink(images.train, images.train_labels, images.classes if images.withheld else 0),
         )
 
     def score(
@@ -144,9 +153,23 @@ class Reference:
             "histogram": class_histogram(predicted, self.predicted, self.net.classes),
             "nearest": nearest_training(samples, self.training, self.held_out_median),
         }
+        if self.withheld:
+            scores |= self.adapted(samples, features, labels)
         if same_noise is not None:
             scores["fidelity"] = paired_fidelity(samples, same_noise)
         return Scores(scores, {"kid": math.sqrt(kernel.variance)})
+
+    def adapted(
+        self, samples: Float[Tensor, "n c h w"], features: Float[Tensor, "n d"], labels: Int[Tensor, "n"]
+    ) -> dict[str, float]:
+        """What adapting a model gained and cost: FD where it is to learn, FD where it may forget, and its strokes."""
+        withheld = torch.tensor(self.withheld)
+        new, of_new = torch.isin(labels, withheld), torch.isin(self.labels, withheld)
+        return {
+            "fd_new": frechet(features[new], self.features[of_new]),
+            "fd_old": frechet(features[~new], self.features[~of_new]),
+            "preferred": heavier(samples[~new], labels[~new], self.median_ink),
+        }
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from methods.core.activation import count
 from methods.core.calibration import Phase, Report
+from methods.core.data import TrainingSet
 from methods.core.learning import optimise
-from methods.core.models import Model, TrainingSet, encode, network
+from methods.core.models import Model, encode, network
 from methods.core.recipe import Method, NetConfig, Recipe, edit
 from methods.nets.dit import DiT, DiTConfig
 

@@ -22,9 +22,10 @@ from torch.nn import functional as F
 
 from methods.core.activation import count
 from methods.core.calibration import Phase, Report
+from methods.core.data import TrainingSet
 from methods.core.denoiser import Denoiser, Labels, Network
 from methods.core.learning import optimise
-from methods.core.models import Model, TrainingSet, encode, network
+from methods.core.models import Model, encode, network
 from methods.core.objective import Objective
 from methods.core.recipe import Method, Recipe, edit
 from methods.core.surgery import Stage, Transform, rewrite_type

@@ -19,10 +19,11 @@ from torch import nn
 
 from methods.core.activation import count
 from methods.core.calibration import Phase, Report
+from methods.core.data import TrainingSet
 from methods.core.denoiser import Network
 from methods.core.errors import NothingMatched
 from methods.core.learning import optimise
-from methods.core.models import Model, TrainingSet, encode, network
+from methods.core.models import Model, encode, network
 from methods.core.recipe import Method, Recipe, edit
 from methods.nets.unet import GROUPS, UNet, UNetConfig
 

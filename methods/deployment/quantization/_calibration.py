@@ -8,8 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from methods.core.activation import count
+from methods.core.data import TrainingSet
 from methods.core.denoiser import Network
-from methods.core.models import Model, TrainingSet
+from methods.core.models import Model
 from methods.core.recipe import Recipe
 from methods.core.sampling import Grid, SampleNoise, Sampler, UniformAngle
 from methods.deployment.quantization._inputs import Rounding

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from methods.core.activation import count
 from methods.core.calibration import Calibrated, Report
-from methods.core.models import Model, TrainingSet
+from methods.core.data import TrainingSet
+from methods.core.models import Model
 from methods.core.recipe import Method, Recipe, edit
 from methods.deployment.quantization._calibration import asked_while_sampling, calibrate
 from methods.deployment.quantization._inputs import Clock, Rounding

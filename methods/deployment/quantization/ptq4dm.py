@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from methods.core.calibration import Calibrated, Report
-from methods.core.models import Model, TrainingSet
+from methods.core.data import TrainingSet
+from methods.core.models import Model
 from methods.core.recipe import Method, Recipe, edit
 from methods.deployment.quantization._calibration import asked_while_sampling, calibrate, near
 from methods.deployment.quantization._layers import Quantization, simulated

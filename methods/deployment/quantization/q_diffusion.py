@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from methods.core.activation import count
 from methods.core.calibration import Calibrated, Report
-from methods.core.models import Model, TrainingSet
+from methods.core.data import TrainingSet
+from methods.core.models import Model
 from methods.core.recipe import Method, Recipe, edit
 from methods.core.surgery import rewrite_type
 from methods.deployment.quantization._adaround import reconstruct

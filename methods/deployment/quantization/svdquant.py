@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from methods.core.activation import count
 from methods.core.calibration import Calibrated, Report
-from methods.core.models import Model, TrainingSet
+from methods.core.data import TrainingSet
+from methods.core.models import Model
 from methods.core.recipe import Method, Recipe, edit
 from methods.deployment.quantization._calibration import asked_while_sampling, heard_by
 from methods.deployment.quantization._inputs import GroupRounding, channels_last

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from methods.core.activation import count
 from methods.core.calibration import Phase, Report
+from methods.core.data import TrainingSet
 from methods.core.denoiser import Labels, Network
 from methods.core.learning import optimise
-from methods.core.models import Model, TrainingSet, encode, network
+from methods.core.models import Model, encode, network
 from methods.core.objective import Objective
 from methods.core.process import Process, combine
 from methods.core.recipe import Recipe

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from methods.core.activation import count
 from methods.core.calibration import Phase, Report
+from methods.core.data import TrainingSet
 from methods.core.denoiser import Denoiser, Labels, Network, Unguided
 from methods.core.learning import Learner, autocast
-from methods.core.models import Model, TrainingSet
+from methods.core.models import Model
 from methods.core.objective import Regression
 from methods.core.process import like
 from methods.core.recipe import Method, Recipe, edit

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 from methods.core.activation import count
 from methods.core.calibration import Calibrated, Report
+from methods.core.data import TrainingSet
 from methods.core.denoiser import Remembering
-from methods.core.models import Model, TrainingSet, encode, network
+from methods.core.models import Model, encode, network
 from methods.core.recipe import Method, Recipe, edit
 from methods.core.sampling import Solver, UniformAngle
 from methods.core.surgery import Stage, rewrite_path

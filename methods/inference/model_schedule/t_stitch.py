@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from methods.core.activation import count
 from methods.core.calibration import Calibrated, Report
+from methods.core.data import TrainingSet
 from methods.core.errors import NothingMatched
 from methods.core.learning import optimise
-from methods.core.models import Model, TrainingSet, encode, network
+from methods.core.models import Model, encode, network
 from methods.core.objective import Regression
 from methods.core.recipe import Method, Recipe, edit
 from methods.core.surgery import Stage

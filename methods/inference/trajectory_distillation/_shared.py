@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from methods.core.calibration import Phase, Report
+from methods.core.data import TrainingSet
 from methods.core.learning import optimise
-from methods.core.models import Model, TrainingSet
+from methods.core.models import Model
 from methods.core.objective import Objective
 from methods.core.recipe import Recipe
 from methods.inference._distillation import PAIRED, affordable, teacher_and_student, teacher_pairs

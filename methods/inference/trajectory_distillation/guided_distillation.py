@@ -18,9 +18,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from methods.core.calibration import Calibrated, Report
+from methods.core.data import TrainingSet
 from methods.core.denoiser import NULL, Denoiser, Guidance, Labels, Network
 from methods.core.learning import optimise
-from methods.core.models import Model, TrainingSet, encode, network
+from methods.core.models import Model, encode, network
 from methods.core.objective import Objective, Regression, TimeDensity, Weight
 from methods.core.recipe import Method, Recipe, edit
 from methods.core.surgery import Stage, rewrite_path

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from methods.core.activation import count
 from methods.core.calibration import Phase, Report
+from methods.core.data import TrainingSet
 from methods.core.denoiser import Denoiser, Labels, Network, Unguided
 from methods.core.learning import optimise
-from methods.core.models import Model, TrainingSet, encode, network
+from methods.core.models import Model, encode, network
 from methods.core.objective import Objective, Weight
 from methods.core.process import like
 from methods.core.recipe import Method, Recipe, edit

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from methods.core.activation import count
 from methods.core.average import Average, Averaging
 from methods.core.calibration import Phase, Report
+from methods.core.data import TrainingSet
 from methods.core.errors import NothingMatched
 from methods.core.fit import Fit
-from methods.core.models import Model, TrainingSet
+from methods.core.models import Model
 from methods.core.recipe import Method, Recipe, edit
 from methods.training.cost_reduction._profiles import TRACKED, Snapshots, coefficients, exponent
 

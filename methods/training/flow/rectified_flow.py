@@ -23,9 +23,10 @@ from torch import Tensor
 
 from methods.core.activation import count
 from methods.core.calibration import Report
+from methods.core.data import TrainingSet
 from methods.core.denoiser import Denoiser, Labels, Network, Unguided
 from methods.core.learning import optimise
-from methods.core.models import Model, TrainingSet, encode
+from methods.core.models import Model, encode
 from methods.core.objective import TimeDensity
 from methods.core.process import Process
 from methods.core.recipe import Method, Recipe, edit

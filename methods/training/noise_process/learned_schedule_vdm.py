@@ -76,7 +76,7 @@ class Learned(TimeDensity):
         even = torch.arange(n, dtype=torch.float64, device=rng.device) / n
         u = (torch.rand((), generator=rng, dtype=torch.float64, device=rng.device) + even) % 1
         first = process.lam(torch.tensor(self.low, dtype=torch.float64)).item()
-        share, rise = torch.func.jvp(schedule, (u,), (torch.ones_like(u),))
+        share, rise = torch.func.jvp(schedule, (u,), (torch.ones_like(u),))[:2]
         lam, self.slope = first - (first - process.lam_start) * share, (first - process.lam_start) * rise
         for drawn in (lam, self.slope):
             if drawn.requires_grad:

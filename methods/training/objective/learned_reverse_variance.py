@@ -21,33 +21,22 @@ from torch import Tensor, nn
 
 from methods.core.activation import count
 from methods.core.denoiser import Denoiser, Labels, Network, Unguided
-from methods.core.errors import NothingMatched
 from methods.core.objective import Loss
 from methods.core.process import Process, combine
 from methods.core.recipe import Method, Recipe, edit
 from methods.core.sampling import SampleNoise, Sampler
 from methods.core.surgery import rewrite_path
 from methods.inference.ode_solver.ddim import CHAIN, posterior
-from methods.nets.dit import Head
+from methods.nets.adm import ADMConfig
+from methods.nets.dit import DiTConfig
+from methods.nets.efficient_unet import EfficientUNetConfig
+from methods.nets.linear_dit import LinearDiTConfig
+from methods.nets.unet import UNetConfig
 from methods.training.objective._shared import Altered
-from methods.training.objective._variance import bits, log_variance
+from methods.training.objective._variance import bits, log_variance, twice_as_wide
 
-
-def twice_as_wide(head: nn.Module) -> nn.Module:
-    """A last layer with as many outputs again, all zero."""
-    if isinstance(head, Head):
-        head.pixels = twice_as_wide(head.pixels)  # pyright: ignore[reportAttributeAccessIssue]
-        return head
-    if isinstance(head, nn.Linear):
-        wide: nn.Module = nn.Linear(head.in_features, 2 * head.out_features)
-    elif isinstance(head, nn.Conv2d):
-        size = head.in_channels, 2 * head.out_channels, head.kernel_size, head.stride, head.padding
-        wide = nn.Conv2d(*size)  # pyright: ignore[reportArgumentType]
-    else:
-        raise NothingMatched(f"{type(head).__name__} is no last layer that could say more")
-    for weight in wide.parameters():
-        nn.init.zeros_(weight)
-    return wide
+HEADED = (UNetConfig, ADMConfig, EfficientUNetConfig, DiTConfig, LinearDiTConfig)
+"""Networks that end in a layer of its own for the prediction."""
 
 
 class Hybrid(Altered):
@@ -117,4 +106,5 @@ class Ancestral(Sampler):
 
 def learned_reverse_variance(share: float = 0.001, steps: int = 25) -> Method:
     """lambda, the share of the bound in the loss; sampled in `steps` ancestral steps."""
-    return edit(needs={"guidance": Unguided}, loss=LearnedVariance(share), sampler=Ancestral(), steps=steps)
+    needs = {"net": HEADED, "guidance": Unguided}
+    return edit(needs=needs, loss=LearnedVariance(share), sampler=Ancestral(), steps=steps)

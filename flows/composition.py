@@ -51,10 +51,9 @@ def refusal(known: Catalog, bed: str, cell: Cell) -> str | None:
 
 
 def refusals(known: Catalog, bed: str) -> Refusals:
-    """All pairs of the bed's techniques that cannot be combined."""
-    ids = [id for id, technique in known.techniques.items() if bed in technique.beds]
+    """All pairs of techniques that cannot be combined, on the network of a bed."""
     found: Refusals = {}
-    for a, b in combinations(ids, 2):
+    for a, b in combinations(known.techniques, 2):
         if why := refusal(known, bed, pair(known, bed, a, b)):
             found.setdefault(a, {})[b] = why
     return found
@@ -89,7 +88,7 @@ app = cyclopts.App(name="python -m flows.composition", help=__doc__, help_format
 def which(*, bed: str = "digits", results: Path = RESULTS) -> None:
     """Compose every pair of techniques, which trains nothing, and write down who refuses whom, and why."""
     known = catalog.load()
-    techniques = [id for id, technique in known.techniques.items() if bed in technique.beds]
+    techniques = list(known.techniques)
     found = refusals(known, known.bed(bed).name)
     write_json(
         results / bed / FILE,

@@ -20,7 +20,7 @@ from flows.cell import Spec, Workplace
 from flows.study import BASELINE, main, study, techniques_on, trainings
 from methods.core.identity import training_fingerprint
 
-BEDS = ("digits", "mnist", "mixture")
+BEDS = ("digits", "mnist", "mixture", "adaptation")
 """The beds whose results DVC makes."""
 HEADER = "# Written by `python -m flows.plan` from the catalog; dvc.yaml expands its stages from it.\n"
 BASELINE_FILES = {"module": "methods/inference/ode_solver/ddim.py", "entry": "catalog/baseline.yaml"}

@@ -36,10 +36,10 @@ Training = Literal[
     "average",
     "space",
 ]
-Sampling = Literal["start", "guidance", "grid", "sampler", "steps", "precision"]
+Sampling = Literal["start", "guidance", "grid", "sampler", "steps", "precision", "control"]
 RecipeField = Literal[Training, Sampling, "phases", "transforms", "fit"]
 Distance = Literal["fd", "kid", "precision", "recall", "density", "coverage", "w2", "sliced_w2", "mmd"]
-Adapted = Literal["fd_new", "fd_old", "preferred"]
+Adapted = Literal["fd_new", "fd_old", "preferred", "edges"]
 Quality = Literal[Distance, Adapted, "accuracy", "fidelity", "histogram", "nearest", "off_manifold"]
 Cost = Literal[
     "evaluations", "sequential_calls", "macs", "parameters", "bytes", "training_images", "training_macs",

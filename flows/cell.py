@@ -357,13 +357,15 @@ def sample(spec: Spec, seed: int, block: int, place: Workplace, report: Report =
     def make() -> None:
         ready = deployed(spec, seed, place, report)
         labels = block_labels(spec)
+        wanted = wanted_images(spec, labels)
         drawn: list[Tensor] = []
         started = time.perf_counter()
         with tallied() as counters:
             for first in range(0, spec.bed.n, spec.bed.batch):
                 part = labels[first : first + spec.bed.batch]
                 seeds = range(block * BLOCK + first, block * BLOCK + first + len(part))
-                drawn.append(run.generate(spec.recipe, ready, part, seeds))
+                like = None if wanted is None else wanted[first : first + spec.bed.batch]
+                drawn.append(run.generate(spec.recipe, ready, part, seeds, like))
                 report(f"{spec.name}, block {block}", first + len(part), spec.bed.n, 0.0)
         samples = torch.cat(drawn)
         note = {
@@ -384,6 +386,18 @@ def block_labels(spec: Spec) -> Tensor:
     labels = images(spec.bed.name).train_labels
     by_class = labels.argsort(stable=True)
     return labels[by_class[torch.arange(spec.bed.n) * len(labels) // spec.bed.n].sort().values]
+
+
+def wanted_images(spec: Spec, labels: Tensor) -> Tensor | None:
+    """For every label a held-out image of its class, in turn, that a control may describe; None in the plane."""
+    if spec.bed.network is None:
+        return None
+    loaded = images(spec.bed.name)
+    rows = torch.empty_like(labels)
+    for label in labels.unique():
+        of_class, asked = (loaded.held_out_labels == label).nonzero()[:, 0], labels == label
+        rows[asked] = of_class[torch.arange(int(asked.sum())) % len(of_class)]
+    return loaded.held_out[rows]
 
 
 def read_samples(path: Path) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flows.cell import BLOCK, Spec, Workplace, deployed
+from flows.cell import BLOCK, Spec, Workplace, deployed, wanted_images
 from methods.core import run
 
 ROWS = 8
@@ -20,7 +20,9 @@ def picture(spec: Spec, place: Workplace) -> bytes:
     labels = torch.arange(spec.bed.classes).repeat(ROWS)
     ready = deployed(spec, spec.train_seeds[0], place)
     parts = [
-        run.generate(spec.recipe, ready, part, range(SHOWN + first, SHOWN + first + len(part)))
+        run.generate(
+            spec.recipe, ready, part, range(SHOWN + first, SHOWN + first + len(part)), wanted_images(spec, part)
+        )
         for first in range(0, len(labels), spec.bed.batch)
         for part in [labels[first : first + spec.bed.batch]]
     ]

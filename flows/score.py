@@ -28,6 +28,7 @@ from flows.cell import (
     source,
     train,
     training_set,
+    wanted_images,
 )
 from flows.home import RESULTS
 from flows.records import read_json, write_json
@@ -151,7 +152,10 @@ def score(spec: Spec, seed: int, block: int, path: Path, place: Workplace, repor
     same_noise = None
     if has_fidelity(spec):
         same_noise = read_samples(sample(many_steps(spec), seed, block, place, report))
-    return ruler.score(read_samples(path), block_labels(spec), same_noise)
+    samples, labels = read_samples(path), block_labels(spec)
+    if isinstance(ruler, MixtureReference):
+        return ruler.score(samples, labels, same_noise)
+    return ruler.score(samples, labels, same_noise, wanted_images(spec, labels))
 
 
 def read_samples(path: Path) -> Tensor:
@@ -212,7 +216,7 @@ def costs(
     labels = block_labels(spec)[:COUNTED]
 
     def draw() -> object:
-        return run.generate(spec.recipe, ready, labels, range(len(labels)))
+        return run.generate(spec.recipe, ready, labels, range(len(labels)), wanted_images(spec, labels))
 
     assert isinstance(ready.network, Network)
     operations, uncounted = cost.macs(draw)

@@ -16,7 +16,7 @@ import torch
 
 import catalog
 from catalog import Cell
-from flows.cell import Spec, Workplace, deployed, seconds
+from flows.cell import Spec, Workplace, deployed, seconds, wanted_images
 from flows.home import RESULTS, WORK
 from flows.records import provenance, read_json, write_json
 from methods.core import run
@@ -80,7 +80,8 @@ def draw(spec: Spec, place: Workplace, batch: int) -> Callable[[], object]:
     """A call that samples a batch."""
     ready = deployed(spec, spec.train_seeds[0], place)
     labels = torch.arange(batch) % max(spec.bed.classes, 1)
-    return lambda: run.generate(spec.recipe, ready, labels, range(batch))
+    wanted = wanted_images(spec, labels)
+    return lambda: run.generate(spec.recipe, ready, labels, range(batch), wanted)
 
 
 def as_json(interval: Interval) -> dict[str, float]:

@@ -82,6 +82,6 @@ def walk(recipe: Recipe) -> tuple[Tensor, Tensor, Counter[str]]:
     with tallied() as counters:
         model, *_ = run.compress(recipe, model, images(), 0)
         deployed = run.deploy(recipe, model)
-        first = run.generate(recipe, deployed, torch.tensor(SEEDS) % CLASSES, SEEDS)
-    again = run.generate(recipe, deployed, torch.tensor(SEEDS) % CLASSES, SEEDS)
+        first = run.generate(recipe, deployed, torch.tensor(SEEDS) % CLASSES, SEEDS, images().images[: len(SEEDS)])
+    again = run.generate(recipe, deployed, torch.tensor(SEEDS) % CLASSES, SEEDS, images().images[: len(SEEDS)])
     return first, again, total + counters

@@ -1,4 +1,4 @@
-"""Adapting a trained network: matrices of low rank, and preferences."""
+"""Adapting a trained network: matrices of low rank, preferences, and control."""
 
 import copy
 import math
@@ -11,10 +11,15 @@ from torch import Tensor, nn
 
 from methods.core import models, run
 from methods.core.activation import tallied
-from methods.core.denoiser import NULL, Network
+from methods.core.control import NULL, Prompts
+from methods.core.denoiser import Network
 from methods.core.objective import Independent, UniformTimes
 from methods.core.parameterization import Clean, Noise
 from methods.core.recipe import compose
+from methods.data.edges import edges
+from methods.nets.controlled import ControlledUNet
+from methods.nets.unet import UNet
+from methods.training.adaptation.controlnet import HalfUnlabelled
 from methods.training.adaptation.diffusion_dpo import DirectPreference, by_preference, noise_error
 from methods.training.adaptation.lora import ADAPTED, LowRank, adapters, merged
 from methods.training.objective.v_prediction import Velocity
@@ -178,3 +183,120 @@ def test_it_compares_samples_of_the_classes_that_were_shown() -> None:
     assert counters["preferences_compared"] >= BASE.fit.batch and seen > 0
     assert {label for labels in told for label in labels.tolist()} == {0, 1}
     assert any(not torch.equal(a, b) for a, b in zip(model.net.parameters(), before.parameters(), strict=True))
+
+
+# Control --------------------------------------------------------------------------------------------------------------
+
+
+MAPS = edges(X)
+
+
+def controlled() -> ControlledUNet:
+    base = net()
+    assert isinstance(base, UNet)
+    return ControlledUNet(copy.deepcopy(base)).eval()
+
+
+def test_edges_are_where_an_image_changes() -> None:
+    """A step of one from left to right has a slope of one half on both sides of it, and nothing elsewhere."""
+    step = torch.zeros(1, 1, 6, 6)
+    step[..., 3:] = 1
+    expected = torch.tensor([0.0, 0.0, 0.5, 0.5, 0.0, 0.0]).expand(6, 6)
+    assert torch.allclose(edges(step)[0, 0], expected)
+    assert torch.allclose(edges(step.mT)[0, 0], expected.T)
+    assert torch.equal(edges(torch.cat([step, step], dim=1)), edges(step))
+
+
+def test_a_map_changes_nothing_before_the_first_update_and_without_a_map_nothing_ever_changes() -> None:
+    plain, whole = net(), controlled()
+    with torch.no_grad():
+        before = plain(X, U, LABELS)
+        assert torch.equal(whole(X, U, LABELS, MAPS), before)
+        for weight in whole.reader.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=seeded(weight.numel())))
+        assert not torch.allclose(whole(X, U, LABELS, MAPS), before, atol=1e-2)
+        assert torch.equal(whole(X, U, LABELS), before)
+
+
+def test_the_reader_sees_what_the_encoder_does_and_only_it_learns() -> None:
+    """A copy, told nothing by an empty hint: with convolutions of one in place of zero it says the encoder's own."""
+    whole = controlled()
+    for tell in whole.reader.tell:
+        assert isinstance(tell, nn.Conv2d)
+        nn.init.dirac_(tell.weight)
+    said = whole.reader(X, U, LABELS, MAPS)
+    heard: dict[nn.Module, Tensor] = {}
+    for place in whole.places:
+        place.inner.register_forward_hook(lambda part, given, out: heard.update({part: out}))
+    whole(X, U, LABELS)
+    assert len(said) == len(whole.places) == 3  # two levels and the middle
+    for place, told in zip(whole.places, said, strict=True):
+        assert torch.allclose(told, heard[place.inner], atol=1e-5)
+    whole.begin()
+    learning = sum(weight.numel() for weight in whole.parameters() if weight.requires_grad)
+    assert (
+        learning
+        == sum(weight.numel() for weight in whole.reader.parameters())
+        < 1.1 * sum(weight.numel() for weight in whole.net.parameters())
+    )
+
+
+def test_zero_convolutions_learn_in_the_first_update() -> None:
+    whole = controlled()
+    whole.begin()
+    whole(X, U, LABELS, MAPS).square().sum().backward()
+    for tell in whole.reader.tell:
+        assert isinstance(tell, nn.Conv2d) and tell.weight.grad is not None and tell.weight.grad.abs().max() > 0
+    assert all(weight.grad is None for weight in whole.net.parameters())
+
+
+def test_numbers_of_prompts_go_where_labels_go() -> None:
+    """In any order, twice, and dropped: NULL has no label and an empty map."""
+    prompts = Prompts(LABELS, MAPS)
+    labels, maps = prompts(torch.tensor([4, 0, NULL, 4]))
+    assert labels.tolist() == [LABELS[4], LABELS[0], NULL, LABELS[4]]
+    assert torch.equal(maps, torch.stack([MAPS[4], MAPS[0], torch.zeros_like(MAPS[0]), MAPS[4]]))
+
+
+@pytest.mark.parametrize("others", [(), ("classifier_free_guidance",), ("deepcache",), ("int8_dynamic",)])
+def test_samples_follow_the_images_that_are_wanted(others: tuple[str, ...]) -> None:
+    """Whatever else is combined, and each sample its own: another order of what is wanted gives another order."""
+    recipe = replace(recipe_of("controlnet", *others), steps=3)
+    trained, _ = run.train(recipe, WITHHELD, 0)
+    model = models.build(recipe, SHAPE, CLASSES)
+    model.net, model.codec = trained.net, trained.codec
+    with tallied() as counters:
+        model, seen, _ = run.compress(recipe, model, WITHHELD, 0)
+    assert counters["maps_followed"] == seen
+    with torch.no_grad():
+        for name, weight in model.net.named_parameters():
+            if weight.ndim == 4 and any(part in name for part in ("head", "tell", "hint")):
+                weight.copy_(0.3 * torch.randn(weight.shape, generator=seeded(weight.numel())))
+    ready, labels = run.deploy(recipe, model), torch.tensor([1, 1, 0])
+    wanted = images().images[:3]
+    first = run.generate(recipe, ready, labels, [5, 5, 6], wanted)
+    assert torch.equal(run.generate(recipe, ready, labels, [5, 5, 6], wanted), first)
+    swapped = run.generate(recipe, ready, labels, [5, 5, 6], wanted[[1, 0, 2]])
+    assert not torch.allclose(first[0], first[1], atol=1e-3), "the same noise and label, another map"
+    assert torch.allclose(swapped, first[[1, 0, 2]], atol=1e-4)
+    free = run.generate(recipe, ready, labels, [5, 5, 6])
+    assert torch.allclose(free[0], free[1], atol=1e-5) and not torch.allclose(free[2], first[2], atol=1e-3)
+
+
+def test_half_of_the_prompts_have_no_label_and_keep_their_map() -> None:
+    recipe = recipe_of("controlnet")
+    heard: list[tuple[Tensor, Tensor]] = []
+
+    class Hearing(nn.Module):
+        def forward(self, x: Tensor, u: Tensor, labels: Tensor, maps: Tensor) -> Tensor:
+            heard.append((labels, maps))
+            return x
+
+    student = Network(Hearing(), recipe.process, recipe.parameterization, None)
+    x0, n = torch.randn(400, *SHAPE, generator=seeded()), 400
+    labels, maps = torch.arange(n) % 3, edges(x0)
+    student.prompts = Prompts(torch.cat([labels, torch.full_like(labels, NULL)]), torch.cat([maps, maps]))
+    HalfUnlabelled(recipe.objective, n)(student, student, x0, torch.arange(n), seeded(1))
+    ((told, shown),) = heard
+    assert torch.equal(shown, maps) and 150 < (told == NULL).sum() < 250
+    assert torch.equal(told[told != NULL], labels[told != NULL])

@@ -172,6 +172,17 @@ METRICS = {
         "Whether a sample is still a digit.",
         "None.",
     ),
+    "edges": Metric(
+        "Outline error",
+        "lower",
+        "How far the outline of a sample is from that of the held-out image which a control describes: the root mean "
+        "square difference of Sobel gradients, averaged over samples of known classes. Without a control it says how "
+        "much two digits of a class differ.",
+        r"\tfrac{1}{n} \sum_i \left( \tfrac{1}{d} \left\| |\nabla x_i| - |\nabla w_i| \right\|^2 \right)^{1/2}",
+        "this survey",
+        "Everything that an outline does not show.",
+        "None that depends on the number of samples.",
+    ),
     "w2": Metric(
         "Wasserstein",
         "lower",

@@ -10,12 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from methods.core.control import NULL, Prompts
 from methods.core.parameterization import Parameterization
 from methods.core.process import Process, like, remembered
 
 Labels = Int[Tensor, "b"] | None
-NULL = -1
-"""The label that says "no condition"."""
 
 
 class Denoiser(ABC):
@@ -51,6 +50,8 @@ class Network(Denoiser):
     """
 
     beside: Float[Tensor, "b *c"] | None = None
+    prompts: Prompts | None = None
+    """What labels stand for, where they are numbers of prompts."""
 
     def __init__(
         self, net: nn.Module, process: Process, parameterization: Parameterization, bounds: tuple[float, float] | None
@@ -77,7 +78,7 @@ class Network(Denoiser):
 
     def evaluate(self, x: Float[Tensor, "b *s"], u: Float[Tensor, "b *k"], labels: Int[Tensor, "b"]) -> Tensor:
         """Run the network."""
-        return self.net(x, u, labels)
+        return self.net(x, u, labels) if self.prompts is None else self.net(x, u, *self.prompts(labels))
 
     def __call__(self, x_t: Float[Tensor, "b *s"], t: Tensor, labels: Labels = None) -> Float[Tensor, "b *s"]:
         x0 = self.parameterization.clean(self.process, x_t, self.predict(x_t, t, labels), t)

@@ -17,6 +17,7 @@ from torch import nn
 from methods.core.average import Average, Exponential
 from methods.core.calibration import Fitted, Phase
 from methods.core.codec import Space
+from methods.core.control import Control, Uncontrolled
 from methods.core.denoiser import Guidance
 from methods.core.errors import Conflict
 from methods.core.fit import Fit, Precision
@@ -56,6 +57,7 @@ class Recipe:
     label_dropout: float = 0.0
     average: Average = Exponential()
     precision: Precision = "float32"
+    control: Control = Uncontrolled()
     phases: tuple[Phase, ...] = ()
     transforms: tuple[Transform, ...] = ()
 

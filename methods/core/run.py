@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from methods.core.calibration import Calibrated, Report
+from methods.core.control import Prompts, Uncontrolled
 from methods.core.data import TrainingSet
 from methods.core.denoiser import Denoiser, Labels, Mixture, Network
 from methods.core.learning import Cast, optimise, quiet
@@ -126,13 +127,19 @@ def deploy_exact(recipe: Recipe, mixture: Mixture, x0: Float[Tensor, "n d"]) -> 
 
 @torch.inference_mode()
 def generate(
-    recipe: Recipe, deployed: Deployed, labels: Int[Tensor, "b"], seeds: Sequence[int]
-) -> Float[Tensor, "b *p"]:
-    """Decoded samples, one per label and seed."""
+    recipe: Recipe, deployed: Deployed, labels: Int[Tensor, "b"], seeds: Sequence[int],
+    wanted: Float[Tensor, "b *p"] | None = None,
+) -> Float[Tensor, "b *p"]:  # fmt: skip
+    """Decoded samples, one per label and seed; where the recipe has a control, like the images that are wanted."""
     noise = SampleNoise(seeds, device())
-    labels = labels.to(device())
-    model = deployed.model
+    labels = told = labels.to(device())
+    model, network = deployed.model, deployed.network
     grid, sampler = (model.parts[s] if s in model.parts else getattr(recipe, s) for s in ("grid", "sampler"))
     times = grid(recipe.process, recipe.steps)
+    if isinstance(network, Network):
+        network.prompts = None
+        if wanted is not None and recipe.control != Uncontrolled():
+            network.prompts = Prompts(labels, recipe.control(wanted.to(device())))
+            told = torch.arange(len(labels), device=device())
     x, times = model.starter(recipe.process, times, model.shape, labels, noise)
-    return model.codec.decode(sampler(deployed.denoiser, x, times, labels, noise), labels).cpu()
+    return model.codec.decode(sampler(deployed.denoiser, x, times, told, noise), labels).cpu()

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from methods.data import Images, Mixture
+from methods.data.edges import edges
 from methods.measure.features import digest, extract
 from methods.measure.plane import (
     median_distance,
@@ -49,6 +50,7 @@ UNITS = {
     "fd_new": "squared feature distance",
     "fd_old": "squared feature distance",
     "preferred": "fraction of samples",
+    "edges": "RMS error of the slope",
     "w2": "distance in the plane",
     "sliced_w2": "distance in the plane",
     "mmd": "squared kernel mean discrepancy",
@@ -135,8 +137,11 @@ class Reference:
         samples: Float[Tensor, "n c h w"],
         labels: Int[Tensor, "n"],
         same_noise: Float[Tensor, "n c h w"] | None = None,
+        wanted: Float[Tensor, "n c h w"] | None = None,
     ) -> Scores:
         """All metrics of an image bed; `same_noise` (many-step end points from the same noise) adds fidelity.
+
+        `wanted` are the images whose outlines a control may have been given.
 
         KID is taken of features divided by the reference's root mean square, so that its kernel's constant
         matters as much as its product; balanced classes bias it slightly below zero.
@@ -154,21 +159,23 @@ class Reference:
             "nearest": nearest_training(samples, self.training, self.held_out_median),
         }
         if self.withheld:
-            scores |= self.adapted(samples, features, labels)
+            scores |= self.adapted(samples, features, labels, wanted)
         if same_noise is not None:
             scores["fidelity"] = paired_fidelity(samples, same_noise)
         return Scores(scores, {"kid": math.sqrt(kernel.variance)})
 
     def adapted(
-        self, samples: Float[Tensor, "n c h w"], features: Float[Tensor, "n d"], labels: Int[Tensor, "n"]
-    ) -> dict[str, float]:
-        """What adapting a model gained and cost: FD where it is to learn, FD where it may forget, and its strokes."""
+        self, samples: Float[Tensor, "n c h w"], features: Float[Tensor, "n d"], labels: Int[Tensor, "n"],
+        wanted: Float[Tensor, "n c h w"] | None,
+    ) -> dict[str, float]:  # fmt: skip
+        """What adapting a model gained and cost: FD where it learns, FD where it may forget, strokes and outlines."""
         withheld = torch.tensor(self.withheld)
         new, of_new = torch.isin(labels, withheld), torch.isin(self.labels, withheld)
         return {
             "fd_new": frechet(features[new], self.features[of_new]),
             "fd_old": frechet(features[~new], self.features[~of_new]),
             "preferred": heavier(samples[~new], labels[~new], self.median_ink),
+            **({} if wanted is None else {"edges": paired_fidelity(edges(samples[~new]), edges(wanted[~new]))}),
         }
 
 

@@ -59,7 +59,10 @@ class Attention(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution: blocks on the way down, what lies below, blocks on the way up that see both."""
+    """One resolution: blocks on the way down, what lies below, blocks on the way up that see both.
+
+    `skip` is the short way across.
+    """
 
     def __init__(self, channels_in: int, channels: int, below: nn.Module, below_channels: int, blocks: int,
                  conditioning: int) -> None:  # fmt: skip
@@ -67,13 +70,14 @@ class Level(nn.Module):
         widths = [channels_in] + [channels] * blocks
         self.down = nn.ModuleList(ResidualBlock(i, o, conditioning) for i, o in pairwise(widths))
         self.below = below
+        self.skip: nn.Module = nn.Identity()
         widths = [channels + below_channels] + [channels] * blocks
         self.up = nn.ModuleList(ResidualBlock(i, o, conditioning) for i, o in pairwise(widths))
 
     def forward(self, x: Float[Tensor, "b i h w"], condition: Float[Tensor, "b e"]) -> Float[Tensor, "b c h w"]:
         for block in self.down:
             x = block(x, condition)
-        x = torch.cat([x, self.below(x, condition)], dim=1)
+        x = torch.cat([self.skip(x), self.below(x, condition)], dim=1)
         for block in self.up:
             x = block(x, condition)
         return x

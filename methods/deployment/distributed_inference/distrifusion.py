@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from methods.core.activation import count
+from methods.core.control import Uncontrolled
 from methods.core.recipe import Method, edit
 from methods.core.sampling import Solver
 from methods.core.surgery import Stage, Transform
@@ -102,4 +103,4 @@ class NaivePatches(Transform):
 def distrifusion(bands: int = 2, warmup: int = 4, exchange: int = 1) -> Method:
     """Cut images into `bands`; without `exchange` (0), the naive split, a band knows of no other."""
     transform = DistriFusion(bands, warmup) if exchange else NaivePatches(bands)
-    return edit(transforms=transform, needs={"net": UNetConfig, "sampler": Solver})
+    return edit(transforms=transform, needs={"net": UNetConfig, "sampler": Solver, "control": Uncontrolled})

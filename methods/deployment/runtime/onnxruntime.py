@@ -18,6 +18,7 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
+from methods.core.control import Uncontrolled
 from methods.core.recipe import Method, edit
 from methods.core.surgery import Stage, Transform
 from methods.deployment.runtime._onnx import AsGraph, Run, hand_over_as_graph
@@ -51,4 +52,4 @@ class ONNXRuntime(Transform):
 
 def onnxruntime() -> Method:
     """Run the network in ONNX Runtime, in 32 bits."""
-    return edit(transforms=ONNXRuntime(), precision="float32")
+    return edit(transforms=ONNXRuntime(), precision="float32", needs={"control": Uncontrolled})

@@ -21,6 +21,7 @@ import openvino as ov
 import torch
 from torch import nn
 
+from methods.core.control import Uncontrolled
 from methods.core.recipe import Method, edit
 from methods.core.surgery import Stage, Transform
 from methods.deployment.runtime._onnx import AsGraph, Run, hand_over_as_graph
@@ -56,4 +57,4 @@ class OpenVINO(Transform):
 
 def openvino() -> Method:
     """Run the network in OpenVINO, in 32 bits."""
-    return edit(transforms=OpenVINO(), precision="float32")
+    return edit(transforms=OpenVINO(), precision="float32", needs={"control": Uncontrolled})

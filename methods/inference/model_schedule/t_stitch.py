@@ -87,6 +87,7 @@ class TStitch(Calibrated):
     share: float
     fraction: float
     stage: ClassVar[Stage] = Stage.STRUCTURE
+    does: ClassVar[str | None] = "put a network beside the trained one"
 
     def __call__(self, module: nn.Module) -> nn.Module:
         return Stitched(copy.deepcopy(module), smaller(module, 0), 1 - self.share)

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from methods.core.calibration import Calibrated, Report
+from methods.core.control import Uncontrolled
 from methods.core.data import TrainingSet
 from methods.core.denoiser import NULL, Denoiser, Guidance, Labels, Network
 from methods.core.learning import optimise
@@ -109,7 +110,7 @@ def guided_distillation(
 ) -> Method:
     """Distil guidance up to weight `highest` for `fraction` of the base training, and sample with weight `scale`."""
     return edit(
-        needs={"loss": Regression},
+        needs={"loss": Regression, "control": Uncontrolled},
         label_dropout=dropout,
         guidance=Distilled(scale),
         transforms=LearnGuidance(highest, fraction),

@@ -5,9 +5,8 @@ polynomial, fitted once for a network, turns the relative change there into that
 they reach a threshold, and until then what the blocks added to their input is added again.
 
 Source: Liu et al. 2024 "Timestep Embedding Tells" (2411.19108), as in its official code for FLUX.
-Limits: decides for every sample on its own, the official code for a batch. The polynomial is fitted along diffused
-training images, not samples. The last step is not forced to be computed, for the network does not know which it is.
-Cost: as many evaluations, without gradients, as base training has updates.
+Limits: decides for every sample, the official code for a batch. The polynomial is fitted along diffused training
+images, not samples. The last step may be left out. Cost: as many evaluations as base training has updates.
 """
 
 from dataclasses import dataclass

@@ -27,6 +27,7 @@ from methods.core.models import Model
 from methods.core.objective import Coupling, Objective, TimeDensity
 from methods.core.process import like
 from methods.core.recipe import Method, Recipe, edit
+from methods.core.sampling import UniformAngle
 from methods.inference._distillation import PAIRED, affordable, teacher_and_student, teacher_pairs
 from methods.inference.ode_solver.ddim import DDIM
 
@@ -85,11 +86,12 @@ class Prefer(Phase):
     rate: float
     fraction: float
     steps: int
-    heeds: ClassVar[tuple[str, ...]] = ("grid",)
+    heeds: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, recipe: Recipe, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
         shown, budget = data.shown, PAIRED * self.fraction
-        drawn, known, drawing = teacher_pairs(recipe, model, shown, DDIM(), self.steps, budget, seed)
+        evenly = replace(recipe, grid=UniformAngle())
+        drawn, known, drawing = teacher_pairs(evenly, model, shown, DDIM(), self.steps, budget, seed)
         ends = drawn[:, 1]
         rows, labels = by_preference(model.codec.decode(ends, known), known)
         fit, training = affordable(recipe, (1 - PAIRED) * self.fraction, updates=2, evaluations=2)

@@ -11,6 +11,7 @@ Limits: every linear layer and convolution is adapted, the embedding of the labe
 average of A and B ships, as of every training here.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,11 +20,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from methods.core.activation import count
+from methods.core.average import Exponential
 from methods.core.calibration import Phase, Report
 from methods.core.data import TrainingSet
 from methods.core.learning import optimise
 from methods.core.models import Model, encode, network
 from methods.core.recipe import Method, Recipe, edit
+from methods.training.cost_reduction.ema_weights import Decaying
 
 ADAPTED = (nn.Linear, nn.Conv2d)
 
@@ -51,11 +54,15 @@ def adapters(net: nn.Module, rank: int, alpha: float, rng: torch.Generator) -> n
     return net
 
 
-def merged(net: nn.Module) -> nn.Module:
-    """The same network with the products added to its weights, in place, and nothing beside them."""
-    for layer in [part for part in net.modules() if parametrize.is_parametrized(part)]:
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-    return net
+@torch.no_grad()
+def merged(adapted: nn.Module, plain: nn.Module) -> nn.Module:
+    """The network as it was, with the products added to its weights in place."""
+    for name, layer in plain.named_modules():
+        if isinstance(layer, ADAPTED):
+            beside = adapted.get_submodule(name)
+            assert isinstance(beside, ADAPTED)
+            layer.weight.copy_(beside.weight)
+    return plain
 
 
 @dataclass(frozen=True)
@@ -70,18 +77,17 @@ class Adapt(Phase):
 
     def __call__(self, recipe: Recipe, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
         x0, labels = encode(model, data.new if data.withheld else data)
-        net = model.net.requires_grad_(True)
+        plain, model.net = copy.deepcopy(model.net), model.net.requires_grad_(True)
         if self.rank:
-            net = adapters(net, self.rank, self.alpha, torch.Generator(x0.device).manual_seed(seed))
-        learning = sum(weight.numel() for weight in net.parameters() if weight.requires_grad)
-        count("weights_adapted", learning)
+            adapters(model.net, self.rank, self.alpha, torch.Generator(x0.device).manual_seed(seed))
+        count("weights_adapted", sum(weight.numel() for weight in model.net.parameters() if weight.requires_grad))
         fit = recipe.fit.scaled(self.fraction)
         student = network(recipe, model)
         trained = optimise(student, student, recipe.objective, x0, labels, fit, seed, report, "adapted network")
-        model.net = merged(trained).requires_grad_(False)
+        model.net = merged(trained, plain) if self.rank else trained
         return fit.iterations * fit.batch
 
 
 def lora(rank: int = 4, alpha: float = 4.0, fraction: float = 0.25) -> Method:
     """Adapt with matrices of `rank` scaled by `alpha` over it (rank 0: train all weights), `fraction` of the budget."""
-    return edit(phases=Adapt(rank, alpha, fraction))
+    return edit(needs={"average": (Exponential, Decaying)}, phases=Adapt(rank, alpha, fraction))

@@ -19,12 +19,12 @@ def picture(spec: Spec, place: Workplace) -> bytes:
     """A PNG with a column per class and eight rows, from the first training seed."""
     labels = torch.arange(spec.bed.classes).repeat(ROWS)
     ready = deployed(spec, spec.train_seeds[0], place)
+    wanted = wanted_images(spec, labels)
     parts = [
         run.generate(
-            spec.recipe, ready, part, range(SHOWN + first, SHOWN + first + len(part)), wanted_images(spec, part)
+            spec.recipe, ready, labels[rows], (SHOWN + rows).tolist(), None if wanted is None else wanted[rows]
         )
-        for first in range(0, len(labels), spec.bed.batch)
-        for part in [labels[first : first + spec.bed.batch]]
+        for rows in torch.arange(len(labels)).split(spec.bed.batch)
     ]
     return png(torch.cat(parts), spec.bed.classes)
 

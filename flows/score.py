@@ -214,9 +214,10 @@ def costs(
         return {**spent, **nothing, **once, "uncounted_ops": []}
     ready = deployed(spec, spec.train_seeds[0], place)
     labels = block_labels(spec)[:COUNTED]
+    wanted = wanted_images(spec, labels)
 
     def draw() -> object:
-        return run.generate(spec.recipe, ready, labels, range(len(labels)), wanted_images(spec, labels))
+        return run.generate(spec.recipe, ready, labels, range(len(labels)), wanted)
 
     assert isinstance(ready.network, Network)
     operations, uncounted = cost.macs(draw)

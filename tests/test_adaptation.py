@@ -9,6 +9,9 @@ import torch
 from small import BASE, CLASSES, SHAPE, images, method, recipe_of
 from torch import Tensor, nn
 
+from catalog import Cell
+from catalog import load as load_catalog
+from flows.cell import Spec, wanted_images
 from methods.core import models, run
 from methods.core.activation import tallied
 from methods.core.control import NULL, Prompts
@@ -16,6 +19,7 @@ from methods.core.denoiser import Network
 from methods.core.objective import Independent, UniformTimes
 from methods.core.parameterization import Clean, Noise
 from methods.core.recipe import compose
+from methods.data import Images, load
 from methods.data.edges import edges
 from methods.nets.controlled import ControlledUNet
 from methods.nets.unet import UNet
@@ -97,6 +101,14 @@ def test_what_is_added_has_the_rank_and_the_scale() -> None:
     added = (layer.weight.detach() - before).flatten(1)
     assert torch.linalg.matrix_rank(added, rtol=1e-4) == 3
     assert torch.allclose(added, 0.5 * product.b.detach() @ product.a.detach(), atol=1e-5)
+
+
+def test_a_layer_smaller_than_the_rank_keeps_the_scale() -> None:
+    """alpha / r is that of the rank that was asked for, in every layer alike."""
+    small, large = nn.Linear(6, 2), nn.Linear(6, 8)
+    adapted = adapters(nn.Sequential(large, small), 4, 2.0, seeded())
+    scales = [(part.scale, part.a.shape[0]) for part in adapted.modules() if isinstance(part, LowRank)]
+    assert scales == [(0.5, 4), (0.5, 2)]
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -182,6 +194,20 @@ def test_it_compares_samples_of_the_classes_that_were_shown() -> None:
     assert counters["preferences_compared"] >= BASE.fit.batch and seen > 0
     assert {label for labels in told for label in labels.tolist()} == {0, 1}
     assert any(not torch.equal(a, b) for a, b in zip(model.net.parameters(), before.parameters(), strict=True))
+
+
+def test_every_label_has_a_held_out_image_of_its_class_in_turn() -> None:
+    known = load_catalog()
+    spec = Spec(known, known.bed("adaptation"), known.canonical(Cell(methods={}), "adaptation"), ((0, 0),))
+    digits, labels = load("adaptation"), torch.tensor([3, 8, 3, 3, 0])
+    assert isinstance(digits, Images)
+    wanted = wanted_images(spec, labels)
+    assert wanted is not None
+    threes = digits.held_out[digits.held_out_labels == 3]
+    assert torch.equal(wanted[labels == 3], threes[:3])
+    assert torch.equal(wanted[1], digits.held_out[digits.held_out_labels == 8][0])
+    many = wanted_images(spec, torch.full((len(threes) + 1,), 3))
+    assert many is not None and torch.equal(many, torch.cat([threes, threes[:1]]))
 
 
 # Control --------------------------------------------------------------------------------------------------------------

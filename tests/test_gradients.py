@@ -22,6 +22,8 @@ from methods.core import models, run
 from methods.core.denoiser import Denoiser, Labels, Network
 from methods.core.objective import Objective
 from methods.measure.gradients import EDGES, by_noise_level
+from methods.training.noise_process.learned_schedule_vdm import Steadied
+from methods.training.objective.loss_aware_timestep_sampling import Bound, LossAware
 
 KNOWN = load()
 
@@ -89,6 +91,33 @@ def test_a_density_moves_samples_and_a_weight_does_not() -> None:
     assert weighed.samples == plain.samples and weighed.loss != plain.loss
     assert denser.samples != plain.samples
     assert all(sum(shares) == pytest.approx(1) for shares in (plain.samples, plain.loss, plain.variance))
+
+
+class Half(nn.Module):
+    """Answers with half of its input, which errs the more the less noise there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.share = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor, u: Tensor, labels: Tensor) -> Tensor:
+        return self.share * x
+
+
+def test_objectives_have_learned_where_to_look_before_anything_is_compared() -> None:
+    """Every stratum of the resampler is known by then, and a schedule that learns is no longer straight."""
+    sampled, steadied = recipe_of("loss_aware_timestep_sampling"), recipe_of("learned_schedule_vdm")
+    strata = replace(sampled, loss=LossAware(100, 10, 0.001)).objective
+    assert isinstance(strata, Bound) and not strata.strata.known
+    learning = steadied.objective
+    assert isinstance(learning, Steadied)
+    for recipe, objective in ((sampled, strata), (steadied, learning)):
+        network = Network(Half(), recipe.process, recipe.parameterization, None)
+        by_noise_level(objective, network, images().images, images().labels, 64, 2, seed=0)
+        assert torch.equal(next(network.net.parameters()), torch.tensor(0.5)), "the network learns nothing from them"
+    assert strata.strata.known
+    schedule, u = learning.drawn.schedule, torch.linspace(0, 1, 11, dtype=torch.float64)
+    assert schedule is not None and (schedule(u) - u).abs().max() > 0.05
 
 
 def test_measuring_leaves_the_network_as_it_was() -> None:

@@ -22,6 +22,8 @@ from methods.core.objective import Objective
 
 EDGES = (-4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0)
 """Bounds of the noise levels in lam = log(alpha / sigma); what lies beyond them belongs to the first and the last."""
+LEARNING = 200
+"""Batches in which an objective may learn where to look: enough for ten losses in each of a hundred strata."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ def by_noise_level(
 ) -> Profile:  # fmt: skip
     """Take the gradient of `steps` batches apart by noise level, at the weights as they are.
 
-    As many batches are drawn before without gradients, for objectives that learn where to look. Every batch is drawn
-    anew from all samples. Raises ValueError for fewer than two steps.
+    `LEARNING` batches come before, for objectives that learn where to look; the network learns nothing from them. Every
+    batch is drawn anew from all samples. Raises ValueError for fewer than two steps.
     """
     if steps < 2:
         raise ValueError(f"A variance takes two steps at least, not {steps}.")
@@ -71,10 +73,10 @@ def by_noise_level(
         rows = torch.randint(len(x0), (batch,), generator=rng, device=x0.device)
         return objective(student, student, x0[rows], None if labels is None else labels[rows], rng)
 
-    with torch.no_grad():
-        for _ in range(steps):
-            losses()
     with torch.enable_grad():
+        for _ in range(LEARNING):
+            losses().mean().backward()
+        student.net.zero_grad()
         for _ in range(steps):
             loss = losses()
             level = torch.bucketize(student.heard.double(), bounds)

@@ -4,9 +4,9 @@ The network stays as it is. A copy of its way down is shown x_t together with a 
 through convolutions of one pixel that begin at zero, to what the decoder is given across and from below. So before the
 first update nothing has changed, and what the network knows is never at risk.
 
-Source: Zhang et al. 2023 "Adding Conditional Control to Text-to-Image Diffusion Models" (2302.05543), section 3, eq. 2:
-y_c = F(x; Theta) + Z(F(x + Z(c; Theta_z1); Theta_c); Theta_z2); the decoder locked, half of the prompts empty while it
-learns, as in the official code (`cldm.py`).
+Source: Zhang et al. 2023 "Adding Conditional Control to Text-to-Image Diffusion Models" (2302.05543), section 3.1:
+y_c = F(x; Theta) + Z(F(x + Z(c; Theta_z1); Theta_c); Theta_z2), and section 3.3: half of the prompts are empty while it
+learns. What is copied and where it is added, across every skip and after the middle, as `cldm.py` of the official code.
 Limits: the map is of the size of x_t, so that two convolutions stand for the small network that shrinks it. A dropped
 condition of guidance drops the map as well. The moving average ships, as of every training here.
 """

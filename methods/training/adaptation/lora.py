@@ -6,9 +6,9 @@ Afterwards B A is added to W, and sampling costs what it did.
 
 Source: Hu et al. 2021 "LoRA: Low-Rank Adaptation of Large Language Models" (2106.09685), section 4.1: h = W x +
 (alpha / r) B A x, A Gaussian, B zero; merged as W + (alpha / r) B A. A convolution's weight is the matrix of its output
-channels by everything else, as in LoCon (Yeh et al. 2023, 2309.14859, section 3.2).
-Limits: every linear layer and convolution is adapted, the embedding of the labels and biases are not. The moving
-average of A and B ships, as of every training here.
+channels by everything else, as LoCon has it (`docs/Algo-Details.md` of LyCORIS).
+Limits: every linear layer and convolution is adapted; the embedding of the labels, norms and biases are not. The moving
+average of A and B ships, as of every training here. A layer smaller than the rank has matrices of its own rank.
 """
 
 import copy
@@ -37,8 +37,7 @@ class LowRank(nn.Module):
     def __init__(self, weight: Tensor, rank: int, alpha: float, rng: torch.Generator) -> None:
         super().__init__()
         rows, columns = weight.shape[0], weight[0].numel()
-        rank = min(rank, rows, columns)
-        self.scale = alpha / rank
+        self.scale, rank = alpha / rank, min(rank, rows, columns)
         self.a = nn.Parameter(torch.randn(rank, columns, generator=rng, device=rng.device) / columns**0.5)
         self.b = nn.Parameter(torch.zeros(rows, rank, device=rng.device))
 

@@ -5,9 +5,9 @@ often a noise level is drawn, and the draw is divided out again. So the schedule
 bound as steady as it can: a small monotone network is trained by the gradient of the squared loss, which falls out of
 the pass backwards that trains the denoiser.
 
-Source: Kingma et al. 2021 "Variational Diffusion Models" (2107.00630), section 4.1, eq. 18 (the bound), section 5.1
-(its invariance), appendix H (the monotone network; the form of `NoiseSchedule_NNet` of the official code) and appendix
-I.1 and I.2 (evenly spaced times; the gradient of the squared loss).
+Source: Kingma et al. 2021 "Variational Diffusion Models" (2107.00630), section 5.1 (the bound's invariance), section
+5.3 (its variance), appendix H (the monotone network) and appendix I (evenly spaced times, ends by eq. 59, the gradient
+of the squared loss); the bound, the times and the network compared with `model_vdm.py` of the official code.
 Limits: the ends, which the paper learns for the likelihood of grey levels, are those between which sampling happens.
 The Fourier features of the input, which serve that likelihood as well, are left out, and so are most of the 1,024
 sigmoids of the code.

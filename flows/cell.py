@@ -117,7 +117,12 @@ class Spec:
 
     def context(self, seed: int) -> str:
         """What weights depend on besides the recipe: the data, and the seed of training."""
-        return f"{source(self.bed.name)} seed {seed}{self.passed}"
+        return f"{source(self.bed.name)}{self.mirrored} seed {seed}{self.passed}"
+
+    @property
+    def mirrored(self) -> str:
+        """That training sees the mirror images too, in words; empty if it does not."""
+        return " mirrored" if self.bed.augment is not None and self.bed.augment.flip else ""
 
     @property
     def passed(self) -> str:
@@ -216,10 +221,18 @@ def source(bed: str) -> str:
     return loaded.source if isinstance(loaded, data.Images) else loaded.name
 
 
+def training_set(bed: Bed) -> TrainingSet:
+    """What training on a bed is given; where the bed says so, the mirror image of every image as well."""
+    return _training_set(bed.name, bed.augment is not None and bed.augment.flip)
+
+
 @cache
-def training_set(bed: str) -> TrainingSet:
+def _training_set(bed: str, flip: bool) -> TrainingSet:
     loaded = images(bed)
-    return TrainingSet(loaded.train, loaded.train_labels, loaded.classes, loaded.withheld)
+    shown, labels = loaded.train, loaded.train_labels
+    if flip:
+        shown, labels = torch.cat([shown, shown.flip(-1)]), labels.repeat(2)
+    return TrainingSet(shown, labels, loaded.classes, loaded.withheld)
 
 
 def metadata(path: Path) -> dict[str, Any]:
@@ -293,7 +306,7 @@ def train_anew(spec: Spec, seed: int, place: Workplace, report: Report) -> None:
 
     keep = {share: partial(write, share) for share in {*ON_THE_WAY, spec.cell.trained} - {1.0}}
     with tallied() as counters:
-        model, seen = run.train(spec.training.recipe, training_set(spec.bed.name), seed, curve, keep)
+        model, seen = run.train(spec.training.recipe, training_set(spec.bed), seed, curve, keep)
     write(1.0, model, seen)
 
 
@@ -312,7 +325,7 @@ def compress(spec: Spec, seed: int, place: Workplace, report: Report = quiet) ->
         model.net, model.codec, model.history = base.net, base.codec, base.history
         curve = Curve(report)
         with tallied() as counters:
-            model, seen, shapes = run.compress(recipe, model, training_set(bed.name), seed, curve)
+            model, seen, shapes = run.compress(recipe, model, training_set(bed), seed, curve)
         note = {"fingerprint": fingerprint, "images": seen, "counters": counters, "curve": curve.points}
         write_model(model, path, note, shapes)
         took(path, time.perf_counter() - started)

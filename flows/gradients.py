@@ -62,7 +62,7 @@ def made_from(spec: Spec, data: str) -> str:
 
 def measured(spec: Spec, place: Workplace) -> dict[str, Any]:
     """A cell of the record: the shares of each noise level, a list for each training seed."""
-    bed, data = spec.bed, training_set(spec.bed.name)
+    bed, data = spec.bed, training_set(spec.bed)
     profiles = []
     for seed in spec.train_seeds:
         model = models.load(spec.recipe, train(spec, seed, place), bed.shape, bed.classes, shipped=False)

@@ -74,6 +74,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def provenance() -> dict[str, Any]:
     """Where and with what this process runs: the part of a record that differs between machines."""
+    import torch  # a reader of records needs none
+
     return {
         "commit": commit(),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "methods", "flows", "catalog")),
@@ -81,6 +83,7 @@ def provenance() -> dict[str, Any]:
         "host": {
             "cpu": _processor(),
             "cores": os.cpu_count(),
+            **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
             "threads": int(os.environ["OMP_NUM_THREADS"]),
             "load": round(os.getloadavg()[0], 2),
             "system": f"{platform.system()} {platform.machine()}",

@@ -32,7 +32,7 @@ from flows.cell import (
 )
 from flows.home import RESULTS
 from flows.records import read_json, write_json
-from methods.core import run
+from methods.core import models, run
 from methods.core.calibration import Report
 from methods.core.codec import Pixels
 from methods.core.denoiser import Network, Unguided
@@ -114,7 +114,8 @@ def identity(spec: Spec, data: str, extractor: str) -> str:
     """
     rulers = code_digest(frozenset({"methods.measure.reference", "methods.measure.cost"}))
     seeds = " ".join(f"{train}:{block}" for train, block in spec.blocks)
-    effort = f"{data} blocks {seeds} n {spec.bed.n} by {spec.bed.batch} fidelity {spec.fidelity}{spec.passed}"
+    shown = f"{data}{spec.mirrored}"
+    effort = f"{shown} blocks {seeds} n {spec.bed.n} by {spec.bed.batch} fidelity {spec.fidelity}{spec.passed}"
     return recipe_fingerprint(spec.recipe, f"{effort} {reference_steps(spec)} {rulers} {extractor}")
 
 
@@ -130,7 +131,8 @@ def feature_net(bed: Bed, place: Workplace, report: Report = quiet) -> Path:
         if metadata(candidate).get("settings") == settings:
             return candidate
     report("feature network", 0, 1, 0.0)
-    net, accuracy = features.train_features(images(bed.name), bed.features.dimensions, bed.features.epochs)
+    dimensions, epochs, on = bed.features.dimensions, bed.features.epochs, str(models.device())
+    net, accuracy = features.train_features(images(bed.name), dimensions, epochs, device=on)
     features.save(path, net, accuracy, settings)
     report("feature network", 1, 1, 0.0)
     return path
@@ -260,7 +262,7 @@ class _Passed(Exception):
 def short_run(spec: Spec, iterations: int) -> tuple[int, int]:
     """MACs of the cell's share of a training of so many iterations, and of what follows it."""
     recipe = replace(spec.recipe, fit=replace(spec.recipe.fit, iterations=iterations))
-    data = training_set(spec.bed.name)
+    data = training_set(spec.bed)
     trained: list[Model] = []
 
     def stop(model: Model, seen: int) -> None:

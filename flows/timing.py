@@ -90,17 +90,29 @@ def as_json(interval: Interval) -> dict[str, float]:
 
 
 def peaks(subject: Spec, control: Spec, place: Workplace) -> dict[str, Any]:
-    """Peak resident bytes of fresh processes that sample a batch, and of one that only loads the model."""
+    """Peak bytes of sampling a batch, and of only loading the model."""
     batch = subject.bed.batch
     asked = {"subject": (subject, batch), "control": (control, batch), "idle": (subject, 0)}
     return {"batch": batch, "bytes": {who: peak(spec, size, place) for who, (spec, size) in asked.items()}}
 
 
 def peak(spec: Spec, batch: int, place: Workplace) -> int:
-    """Peak resident bytes of a fresh process that samples one batch from files that are there."""
+    """Peak bytes that sampling one batch takes, from files that are there: of a fresh process, or of a CUDA device."""
+    if torch.cuda.is_available():
+        return peak_on_device(spec, batch, place)
     cell = spec.cell.model_dump_json()
     asked = ["--bed", spec.bed.name, "--batch", str(batch), "--work", str(place.root)]
     return cost.peak_memory([sys.executable, "-m", "flows.timing", "draw", cell, *asked])
+
+
+def peak_on_device(spec: Spec, batch: int, place: Workplace) -> int:
+    """Peak bytes that were allocated on the device beyond what is there now; freed memory is seen to be free there."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call = draw(spec, place, max(batch, 1))
+    if batch:
+        call()
+    return torch.cuda.max_memory_allocated() - before
 
 
 app = cyclopts.App(name="python -m flows.timing", help=__doc__, help_format="plaintext")

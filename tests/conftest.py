@@ -11,16 +11,19 @@ install_import_hook(["methods"], "beartype.beartype")
 
 import shutil
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import jaxtyping
 import pytest
 import torch
-from playwright.sync_api import Browser, sync_playwright
 from torch import Tensor
 
 from methods.deployment.pruning import diff_pruning
 from methods.deployment.runtime import torch_compile
 from methods.deployment.runtime._shared import Handed
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 torch.set_num_threads(1)
 checked_forward = Handed.forward
@@ -54,8 +57,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
+def browser() -> Iterator["Browser"]:
     """Chromium as the system has it."""
+    from playwright.sync_api import sync_playwright  # the other tests run where it is not installed
+
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("needs Chromium: apt-get install chromium")

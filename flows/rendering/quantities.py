@@ -290,8 +290,8 @@ MACHINE = {
     ),
     "memory": Cost(
         "Peak memory",
-        "The most memory that was resident in a fresh process that samples one batch; a process that loads the model "
-        "and samples nothing stands beside it. Taken once, so it has no interval.",
+        "The most memory that was resident in a fresh process that samples one batch, or allocated on the CUDA device "
+        "for it; loading the model and sampling nothing stands beside it. Taken once, so it has no interval.",
     ),
     "energy": Cost("Energy", "Not measured: it takes a hardware counter, and none is read here."),
 }  # fmt: skip

@@ -161,10 +161,11 @@ def machine(atlas: Atlas) -> Iterator[Line]:
     for id, view in atlas.techniques.items():
         for on in view.beds:
             for timed in on.provenance.timed if on.provenance else []:
-                assert on.provenance is not None
-                made = (on.provenance.host["cpu"], on.provenance.when, on.provenance.commit or "", on.provenance.path)
+                made = on.provenance
+                assert made is not None
+                machine = made.host.get("gpu", made.host["cpu"]), made.when, made.commit or "", made.path
                 rounds = timed.ratio.n if timed.ratio.bounded else ""
-                yield on.bed.name, id, on.control, timed.key, timed.batch, *values(timed), rounds, *made
+                yield on.bed.name, id, on.control, timed.key, timed.batch, *values(timed), rounds, *machine
 
 
 def of_gradients(atlas: Atlas) -> Iterator[Line]:

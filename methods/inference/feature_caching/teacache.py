@@ -48,7 +48,8 @@ class TeaCached(Remembering):
     def __init__(self, inner: nn.ModuleList, threshold: float) -> None:
         super().__init__()
         self.inner, self.threshold = inner, threshold
-        self.register_buffer("coefficients", torch.tensor([0.0, 1.0] + [0.0] * (DEGREE - 1)))
+        identity = torch.tensor([0.0, 1.0] + [0.0] * (DEGREE - 1), device=next(inner.parameters()).device)
+        self.register_buffer("coefficients", identity)
         self.reset()
 
     def reset(self) -> None:

@@ -79,7 +79,8 @@ class LearnGuidance(Calibrated):
     def __call__(self, module: nn.Module) -> nn.Module:
         def informed(inner: nn.Module) -> nn.Module:
             assert isinstance(inner, Conditioning)
-            return Informed(inner, WeightEmbedding(inner.width, self.highest), 1)
+            weight = WeightEmbedding(inner.width, self.highest).to(next(inner.parameters()).device)
+            return Informed(inner, weight, 1)
 
         return rewrite_path(module, "conditioning", informed)
 

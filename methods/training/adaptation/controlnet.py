@@ -71,7 +71,7 @@ class ControlNet(Calibrated):
     def __call__(self, module: nn.Module) -> nn.Module:
         if not isinstance(module, UNet):
             raise NothingMatched(f"{type(module).__name__} has no encoder and decoder of a U-Net")
-        return ControlledUNet(copy.deepcopy(module))
+        return ControlledUNet(copy.deepcopy(module)).to(next(module.parameters()).device)
 
     def fit(self, recipe: Recipe, before: nn.Module, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
         assert isinstance(model.net, ControlledUNet)

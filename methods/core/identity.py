@@ -4,6 +4,7 @@ import ast
 import hashlib
 import importlib.util
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -132,7 +133,13 @@ def _code(module: str) -> str:
             node.annotation = None
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             node.returns = None
-    return ast.dump(tree)
+    return dumped(tree)
+
+
+def dumped(tree: ast.AST) -> str:
+    """The tree as Python 3.11 writes it, on every Python: later ones add a field, and leave out what is empty."""
+    shown = ast.dump(tree) if sys.version_info < (3, 13) else ast.dump(tree, show_empty=True)
+    return shown.replace(", type_params=[]", "")
 
 
 def _is_docstring(statement: Any) -> bool:

@@ -126,8 +126,7 @@ def _imports(module: str) -> list[str]:
 def _code(module: str) -> str:
     tree = _tree(module)
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
+        if isinstance(body := getattr(node, "body", None), list):
             node.body = [s for s in body if not _is_docstring(s)]  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(node, ast.arg):
             node.annotation = None
@@ -143,8 +142,5 @@ def dumped(tree: ast.AST) -> str:
 
 
 def _is_docstring(statement: Any) -> bool:
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-    )
+    held = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(held, ast.Constant) and isinstance(held.value, str)

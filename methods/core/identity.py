@@ -116,10 +116,8 @@ def _tree(module: str) -> ast.Module:
 
 @cache
 def _imports(module: str) -> list[str]:
-    nodes = [
-        n for n in ast.walk(_tree(module)) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("methods")
-    ]
-    return sorted({n.module for n in nodes if n.module})
+    nodes = [node for node in ast.walk(_tree(module)) if isinstance(node, ast.ImportFrom)]
+    return sorted({name for node in nodes if (name := node.module or "").startswith("methods")})
 
 
 @cache

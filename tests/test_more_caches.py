@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from methods.core.activation import tallied
 from methods.core.denoiser import Network
+from methods.core.errors import NothingMatched
+from methods.inference.feature_caching.faster_diffusion import KEY_STEPS, EncoderPropagation, is_key
 from methods.inference.feature_caching.fora import FORA
 from methods.inference.feature_caching.taylorseer import Forecast, TaylorSeer
 from methods.nets.dit import DiT, DiTConfig
+from methods.nets.unet import Below, Level, ResidualBlock, UNet, UNetConfig
 
 
 def shaken(net: nn.Module) -> nn.Module:
@@ -141,3 +144,105 @@ def test_a_forecast_forgets_between_images_and_keeps_rows_apart() -> None:
         x, u, labels = given(i, 3)
         assert torch.allclose(cached(x[1:], u[1:], labels[1:]), first[i][1:], atol=1e-5)
     assert torch.equal(cached(*given(9, 1)), net(*given(9, 1))), "another batch, and nothing known of it"
+
+
+# Faster Diffusion -----------------------------------------------------------------------------------------------------
+
+
+def unet(blocks: int = 2) -> UNet:
+    net = shaken(UNetConfig(8, (1, 2), blocks).build(SHAPE, CLASSES))
+    assert isinstance(net, UNet)
+    return net
+
+
+def split(net: UNet) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The parts of the encoder, bottleneck included, and those of the decoder."""
+    levels = [part for part in net.modules() if isinstance(part, Level)]
+    ways = [part for part in net.modules() if isinstance(part, Below)]
+    middle = [level.below for level in levels if not isinstance(level.below, Below)]
+    down = [block for level in levels for block in level.down]
+    up = [block for level in levels for block in level.up]
+    return [net.stem, *down, *(way.down for way in ways), *middle], [*up, *(way.up for way in ways), net.head]
+
+
+def test_a_network_with_key_steps_alone_is_the_plain_one() -> None:
+    net = unet()
+    cached = EncoderPropagation(stride=1)(net)
+    with tallied() as counters:
+        assert all(torch.equal(cached(*given(i)), net(*given(i))) for i in range(5))
+    assert counters["encoder_calls_skipped"] == 0
+
+
+def test_the_papers_key_steps_run_the_encoder_and_every_step_the_decoder() -> None:
+    """t = {50, 49, 48, 47, 45, 40, 35, 25, 15} of section 3.3, counted from the first; modules are counted."""
+    cached = EncoderPropagation(stride=0)(unet())
+    assert isinstance(cached, UNet)
+    paper = {50, 49, 48, 47, 45, 40, 35, 25, 15}
+    assert {50 - step for step in KEY_STEPS} == paper == {50 - step for step in range(50) if is_key(step, 0)}
+    encoder, decoder = split(cached)
+    calls = dict.fromkeys([*encoder, *decoder], 0)
+    for part in calls:
+        inner = part.get_submodule("inner") if part in encoder else part
+
+        def called(module: nn.Module, inputs: tuple[Tensor, ...], part: nn.Module = part) -> None:
+            calls[part] += 1
+
+        inner.register_forward_pre_hook(called)
+    for step in range(50):
+        before = dict(calls)
+        with tallied() as counters:
+            cached(*given(step))
+        whole = 50 - step in paper
+        assert all(calls[part] - before[part] == whole for part in encoder)
+        assert all(calls[part] - before[part] == 1 for part in decoder)
+        assert counters["encoder_calls_skipped"] == (0 if whole else len(encoder))
+
+
+def test_uniform_key_steps_are_those_of_the_ablation() -> None:
+    """Table 5, uniform II: as many as the paper's own."""
+    uniform = [50 - step for step in range(50) if is_key(step, 6)]
+    assert uniform == [50, 44, 38, 32, 26, 20, 14, 8, 2] and len(uniform) == len(KEY_STEPS)
+
+
+def test_between_key_steps_the_decoder_sees_old_features_and_its_own_noise_level() -> None:
+    """Written out for two levels of one block: skips and bottleneck of the key step, the condition of now."""
+    net = unet(blocks=1)
+    cached = EncoderPropagation(stride=2)(net)
+    x, u, labels = given(0)
+    assert torch.equal(cached(x, u, labels), net(x, u, labels))
+    top, below = net.level, net.level.get_submodule("below")
+    low = below.get_submodule("level")
+    assert isinstance(top, Level) and isinstance(below, Below) and isinstance(low, Level)
+    then = net.conditioning(u, labels)
+    first = top.down[0](net.stem(x), then)
+    second = low.down[0](below.down(first), then)
+    bottleneck = low.below(second, then)
+    other, now, labels = given(1)
+    condition = net.conditioning(now, labels)
+    h = low.up[0](torch.cat([second, bottleneck], dim=1), condition)
+    h = below.up(nn.functional.interpolate(h, size=first.shape[2:], mode="nearest"))
+    h = top.up[0](torch.cat([first, h], dim=1), condition)
+    expected = net.head(nn.functional.silu(net.norm(h)))
+    answer = cached(other, now, labels)
+    assert torch.allclose(answer, expected, atol=1e-5)
+    assert not torch.allclose(answer, net(other, now, labels), atol=1e-3)
+
+
+def test_steps_after_a_key_step_do_not_depend_on_what_they_are_shown() -> None:
+    """Which is why the paper can decode them all at once."""
+    cached = EncoderPropagation(stride=3)(unet())
+    x, u, labels = given(0)
+    cached(x, u, labels)
+    later = cached(x, u, labels), cached(torch.zeros_like(x), u, labels)
+    assert torch.equal(*later)
+
+
+def test_an_encoder_is_forgotten_between_images_and_with_another_batch() -> None:
+    net = unet()
+    cached = EncoderPropagation(stride=0)(net)
+    first = [cached(*given(i, 3)) for i in range(8)]
+    forget(cached)
+    assert all(torch.equal(cached(*given(i, 3)), first[i]) for i in range(8))
+    assert torch.equal(cached(*given(8, 2)), net(*given(8, 2))), "another batch, although no key step"
+    with pytest.raises(NothingMatched, match="holds no Level"):
+        EncoderPropagation(stride=0)(nn.Sequential(ResidualBlock(8, 8, 8)))

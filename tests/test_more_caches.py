@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from methods.core.activation import tallied
 from methods.core.denoiser import Network
 from methods.core.errors import NothingMatched
+from methods.inference.feature_caching.delta_dit import DeltaCached, DeltaDiT
 from methods.inference.feature_caching.faster_diffusion import KEY_STEPS, EncoderPropagation, is_key
 from methods.inference.feature_caching.fora import FORA
 from methods.inference.feature_caching.taylorseer import Forecast, TaylorSeer
@@ -246,3 +247,91 @@ def test_an_encoder_is_forgotten_between_images_and_with_another_batch() -> None
     assert torch.equal(cached(*given(8, 2)), net(*given(8, 2))), "another batch, although no key step"
     with pytest.raises(NothingMatched, match="holds no Level"):
         EncoderPropagation(stride=0)(nn.Sequential(ResidualBlock(8, 8, 8)))
+
+
+# Delta-DiT ------------------------------------------------------------------------------------------------------------
+
+
+def at(level: float, seed: int, n: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs at one noise level."""
+    x, _, labels = given(seed, n)
+    return x, torch.full((n,), level), labels
+
+
+def states(net: DiT, x: Tensor, u: Tensor, labels: Tensor) -> list[Tensor]:
+    """The tokens before the first block, and after each."""
+    condition = net.conditioning(u, labels)
+    found = [net.tokens(x).flatten(2).transpose(1, 2) + net.position]
+    for block in net.blocks:
+        found.append(block(found[-1], condition))
+    return found
+
+
+def finished(net: DiT, h: Tensor, u: Tensor, labels: Tensor) -> Tensor:
+    """What the head makes of tokens."""
+    pixels = net.head(h, net.conditioning(u, labels)).transpose(1, 2)
+    return nn.functional.pixel_shuffle(pixels.unflatten(2, net.grid), net.patch)
+
+
+@pytest.mark.parametrize(("level", "rear"), [(0.7, True), (0.5, False)])
+def test_early_the_rear_blocks_and_late_the_front_ones_are_replaced_by_their_deviation(
+    level: float, rear: bool
+) -> None:
+    """Written out for 3 of 4 blocks: the deviation of the whole step, and not its feature, meets the input of now."""
+    net = transformer(depth=4)
+    cached = DeltaDiT(period=2, share=0.75, boundary=0.6)(net)
+    then, (x, u, labels) = states(net, *at(level, 0)), at(level, 1)
+    assert torch.equal(cached(*at(level, 0)), net(*at(level, 0)))
+    now, condition = states(net, x, u, labels), net.conditioning(u, labels)
+    if rear:
+        h, feature = now[1] + (then[4] - then[1]), then[4]
+    else:
+        h = net.blocks[3](now[0] + (then[3] - then[0]), condition)
+        feature = net.blocks[3](then[3], condition)
+    with tallied() as counters:
+        answer = cached(x, u, labels)
+    assert counters["blocks_skipped"] == 3
+    assert torch.allclose(answer, finished(net, h, u, labels), atol=1e-5)
+    assert not torch.allclose(answer, finished(net, feature, u, labels), atol=1e-2)
+    assert torch.equal(cached(*at(level, 2)), net(*at(level, 2))), "the third call is whole again"
+
+
+def test_a_deviation_is_exact_where_nothing_has_changed() -> None:
+    cached = DeltaDiT(period=9, share=0.5, boundary=0.6)(transformer(depth=4))
+    for level in (0.8, 0.3):
+        forget(cached)
+        first = cached(*at(level, 0))
+        assert torch.allclose(cached(*at(level, 0)), first, atol=1e-4)
+
+
+def test_blocks_that_are_skipped_are_not_called() -> None:
+    cached = DeltaDiT(period=2, share=0.5, boundary=0.6)(transformer(depth=4))
+    cache = cached.get_submodule("blocks.0")
+    assert isinstance(cache, DeltaCached)
+    called: list[int] = []
+    for i, block in enumerate(cache.inner):
+        block.register_forward_pre_hook(lambda module, inputs, i=i: called.append(i))
+    for level in (0.9, 0.9, 0.4, 0.4):
+        cached(*at(level, 0))
+    assert called == [0, 1, 2, 3, 0, 1, 0, 1, 2, 3, 2, 3]
+
+
+def test_a_deviation_is_chosen_by_row_and_forgotten_between_images() -> None:
+    net = transformer(depth=4)
+    cached = DeltaDiT(period=3, share=0.5, boundary=0.6)(net)
+    levels = torch.tensor([0.9, 0.2, 0.7])
+
+    def walk(rows: list[int]) -> list[Tensor]:
+        forget(cached)
+        found = []
+        for i in range(5):
+            x, _, labels = given(i, 3)
+            found.append(cached(x[rows], levels[rows] - 0.01 * i, labels[rows]))
+        return found
+
+    together = walk([0, 1, 2])
+    assert all(torch.equal(a, b) for a, b in zip(walk([0, 1, 2]), together, strict=True))
+    for row in range(3):
+        assert all(torch.allclose(a[0], b[row], atol=1e-5) for a, b in zip(walk([row]), together, strict=True))
+    whole = DeltaDiT(period=1, share=0.5, boundary=0.6)(net)
+    assert all(torch.equal(whole(*given(i)), net(*given(i))) for i in range(3))

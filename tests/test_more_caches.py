@@ -1,16 +1,22 @@
 """Caches that forecast, propagate, add deviations or follow a measured schedule, against what their papers write."""
 
+from dataclasses import replace
+from itertools import pairwise
 from math import comb, factorial
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers.hooks.taylorseer_cache import TaylorSeerState
-from small import BASE, CLASSES, SHAPE
+from small import BASE, CLASSES, SHAPE, images, recipe_of
 from torch import Tensor, nn
 
+from methods.core import learning, models, run
 from methods.core.activation import tallied
 from methods.core.denoiser import Network
 from methods.core.errors import NothingMatched
+from methods.deployment.quantization._calibration import asked_while_sampling
+from methods.inference.feature_caching.block_caching import CALLS, BlockCached, BlockCaching, Watch, schedule
 from methods.inference.feature_caching.delta_dit import DeltaCached, DeltaDiT
 from methods.inference.feature_caching.faster_diffusion import KEY_STEPS, EncoderPropagation, is_key
 from methods.inference.feature_caching.fora import FORA
@@ -335,3 +341,106 @@ def test_a_deviation_is_chosen_by_row_and_forgotten_between_images() -> None:
         assert all(torch.allclose(a[0], b[row], atol=1e-5) for a, b in zip(walk([row]), together, strict=True))
     whole = DeltaDiT(period=1, share=0.5, boundary=0.6)(net)
     assert all(torch.equal(whole(*given(i)), net(*given(i))) for i in range(3))
+
+
+# Block caching --------------------------------------------------------------------------------------------------------
+
+
+def caches(net: nn.Module) -> list[BlockCached]:
+    return [part for part in net.modules() if isinstance(part, BlockCached)]
+
+
+def test_a_block_runs_when_its_changes_since_it_last_ran_exceed_the_threshold() -> None:
+    def runs(changes: list[float], threshold: float) -> list[int]:
+        return schedule(changes, threshold)[: len(changes) + 1].nonzero()[:, 0].tolist()
+
+    assert runs([0.3] * 7, 0.5) == [0, 2, 4, 6]
+    assert runs([0.25] * 7, 0.5) == [0, 3, 6], "a sum that equals the threshold does not exceed it"
+    assert runs([0.1, 0.1, 0.9, 0.1, 0.1, 0.1], 0.5) == [0, 3]
+    assert runs([0.1] * 5, 0.0) == [0, 1, 2, 3, 4, 5]
+    assert runs([0.1, float("inf"), 0.1], 0.5) == [0, 2]
+    assert len(schedule([0.1], 1.0)) == CALLS and schedule([0.1], 1.0)[2:].all(), "what was not measured runs"
+
+
+def test_a_block_is_watched_for_the_relative_change_of_what_it_adds() -> None:
+    """L1_rel of eq. 6, averaged over images, of C = B(x) - x."""
+    net, watches = transformer(), []
+    for block in net.blocks:
+        watches.append(Watch())
+        block.register_forward_hook(watches[-1])
+    for i in range(3):
+        net(*given(i))
+    walked = [states(net, *given(i)) for i in range(3)]
+    for b, watch in enumerate(watches):
+        added = [h[b + 1] - h[b] for h in walked]
+        expected = [
+            torch.stack([(new[r] - old[r]).abs().sum() / old[r].abs().sum() for r in range(2)]).mean().item()
+            for old, new in pairwise(added)
+        ]
+        assert watch.changes[:2] == pytest.approx(expected, rel=1e-4)
+
+
+def test_each_block_follows_its_own_schedule_and_adds_what_it_added_to_its_new_input() -> None:
+    net = transformer()
+    cached = BlockCaching(0.5)(net)
+    first, second, third = caches(cached)
+    first.whole[1] = third.whole[1] = False
+    then, (x, u, labels) = states(net, *given(0)), given(1)
+    assert torch.equal(cached(*given(0)), net(*given(0)))
+    now, condition = states(net, x, u, labels), net.conditioning(u, labels)
+    h = now[0] + (then[1] - then[0])
+    h = net.blocks[1](h, condition)
+    h = h + (then[3] - then[2])
+    with tallied() as counters:
+        answer = cached(x, u, labels)
+    assert counters["blocks_reused"] == 2
+    assert torch.allclose(answer, finished(net, h, u, labels), atol=1e-5)
+    assert torch.equal(cached(*given(2)), net(*given(2))), "the third call is whole again"
+    assert second.whole.all()
+
+
+def test_a_schedule_is_fitted_along_the_networks_own_samples(tmp_path: Path) -> None:
+    """Found again from what the network is asked, and read back from a file."""
+    recipe = replace(recipe_of("dit", "block_caching"), steps=12, transforms=(BlockCaching(2.0),))
+    model = models.build(recipe, SHAPE, CLASSES, 0)
+    net = model.net = shaken(model.net)
+    assert isinstance(net, DiT)
+    asked = asked_while_sampling(recipe, net, model, images(), 0)
+    walked = [states(net, *part) for part in zip(*(x.chunk(12) for x in asked[:3]), strict=True)]
+    model, seen, shapes = run.compress(recipe, model, images(), 0)
+    assert seen == len(asked.x) and not any(block._forward_hooks for block in net.blocks)
+    fitted = [cache.whole.clone() for cache in caches(model.net)]
+    for b, whole in enumerate(fitted):
+        added, drift, expected = [h[b + 1] - h[b] for h in walked], 0.0, [True]
+        for old, new in pairwise(added):
+            drift += ((new - old).abs().flatten(1).sum(1) / old.abs().flatten(1).sum(1)).mean().item()
+            expected.append(drift > 2.0)
+            drift = 0.0 if expected[-1] else drift
+        assert whole[:12].tolist() == expected and whole[12:].all()
+    assert not all(whole.all() for whole in fitted) and any(whole[1:12].any() for whole in fitted)
+    models.save(model, tmp_path / "model", {}, shapes)
+    loaded = models.load(recipe, tmp_path / "model", SHAPE, CLASSES, shipped=True)
+    assert all(torch.equal(c.whole, whole) for c, whole in zip(caches(loaded.net), fitted, strict=True))
+    one, two = (run.generate(recipe, run.deploy(recipe, m), torch.tensor([0, 1]), [0, 1]) for m in (model, loaded))
+    assert torch.equal(one, two)
+
+
+def test_a_threshold_of_zero_is_the_plain_network_and_rows_are_kept_apart() -> None:
+    recipe = replace(recipe_of("dit"), steps=4)
+    model = models.build(recipe, SHAPE, CLASSES, 0)
+    net = model.net = shaken(model.net)
+    plain = run.generate(recipe, run.deploy(recipe, model), torch.tensor([0, 1, 2]), [0, 1, 2])
+    transform = BlockCaching(0.0)
+    model.net = transform(net)
+    transform.fit(recipe, net, model, images(), 0, learning.quiet)
+    with tallied() as counters:
+        assert torch.equal(run.generate(recipe, run.deploy(recipe, model), torch.tensor([0, 1, 2]), [0, 1, 2]), plain)
+    assert counters["blocks_reused"] == 0
+    for cache in caches(model.net):
+        cache.whole[1::2] = False
+    cached = [model.net(*given(i, 3)) for i in range(4)]
+    forget(model.net)
+    assert all(torch.equal(model.net(*given(i, 3)), cached[i]) for i in range(4))
+    forget(model.net)
+    for i in range(4):
+        assert torch.allclose(model.net(*(part[1:] for part in given(i, 3))), cached[i][1:], atol=1e-5)

@@ -1,13 +1,13 @@
 """Lets every block of a diffusion transformer run at steps of its own, and adds what it added before at the others.
 
-Blocks change what they add to their input smoothly, each most at other noise levels. How much, from step to step, is
-measured once while images are sampled with all blocks; a block's answer is then kept until the changes since it was
-computed add up to more than a threshold. The schedule is the same for every image.
+What a block adds to its input changes smoothly, most of it at noise levels of its own. The changes are measured once,
+while images are sampled; then what a block adds is kept until those since it ran add up to more than a threshold.
 
 Source: Wimbauer et al. 2024 "Cache Me if You Can: Accelerating Diffusion Models through Block Caching" (2312.03209),
 eqs. 4 to 7; the sum of eq. 7 is read as the change from when a block ran to now.
 Limits: blocks of a DiT stand for the paper's spatial transformers in a U-Net. The scale and shift that it trains for
-cached blocks are left out, as in the rows "caching" of its table 1. Cost: two batches of samples.
+cached blocks are left out, as in the rows "caching" of its table 1. Needs a sampler that walks the grid in order.
+Cost: two batches of samples.
 """
 
 import math

@@ -1,8 +1,7 @@
 """Runs the blocks of a diffusion transformer only when their input, as the noise level modulates it, has moved enough.
 
-How far the output will be from the last step's shows in what enters the first block, before anything is computed. A
-polynomial, fitted once for a network, turns the relative change there into that of the output; changes add up until
-they reach a threshold, and until then what the blocks added to their input is added again.
+What enters the first block shows how far the output has moved. A polynomial, fitted once for a network, turns its
+relative change into the output's; until these add up to a threshold, what the blocks added to their input is added.
 
 Source: Liu et al. 2024 "Timestep Embedding Tells" (2411.19108), as in its official code for FLUX.
 Limits: decides for every sample, the official code for a batch. The polynomial is fitted along diffused training

@@ -1,22 +1,29 @@
 """Where guidance, tokens, steps, weight and bits are spent, against closed forms and by hand."""
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
+from scipy.integrate import quad
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.core.activation import tallied
 from methods.core.denoiser import NULL, Denoiser, Labels
-from methods.core.process import Cosine
+from methods.core.process import Cosine, Process
 from methods.core.sampling import SampleNoise, UniformAngle
 from methods.deployment.distributed_inference.xdit_usp import USP
 from methods.deployment.serving.dynamic_batching import Admission, Queued
 from methods.inference.guidance_cost.adaptive_guidance import UntilAlike
+from methods.inference.ode_solver.dpm_solver_pp_2m import DPMSolverPP2M
+from methods.inference.timestep_schedule.dm_nonuniform import OptimizedTimes, bound, optimized, weights
 from methods.inference.token_reduction.todo import CoarselyAttending, ToDo, nearest
 from methods.inference.token_reduction.tome_sd import ToMe
 from methods.nets.dit import DiTConfig, SelfAttention
+from methods.training.flow.flow_matching import StraightPath
 from methods.training.guidance.classifier_free_guidance import ClassifierFree
 
 # Guidance -------------------------------------------------------------------------------------------------------------
@@ -175,3 +182,90 @@ def test_merging_takes_the_queries_and_downsampling_the_keys() -> None:
 def test_parts_that_share_the_tokens_out_attend_to_the_same_coarse_grid(ulysses: int, ring: int) -> None:
     coarse, images = ToDo(2)(transformer()), given()
     assert torch.allclose(USP(ulysses, ring)(coarse)(*images), coarse(*images), atol=1e-5)
+
+
+# Steps ----------------------------------------------------------------------------------------------------------------
+
+
+def lagrange(nodes: Sequence[float], j: int, at: float) -> float:
+    return math.prod((at - node) / (nodes[j] - node) for m, node in enumerate(nodes) if m != j)
+
+
+def by_hand(lam: Sequence[float], order: int) -> float:
+    """The bound, step by step, with integrals by adaptive quadrature."""
+    steps, total, together = len(lam) - 1, 0.0, [0.0] * len(lam)
+    for n in range(steps):
+        k = min(order, n + 1, steps - n)
+        terms = {}
+        for j in range(k):
+            nodes = [lam[n - m] for m in range(k)]
+            weight, _ = quad(lambda u: math.exp(u) * lagrange(nodes, j, u), lam[n], lam[n + 1])  # noqa: B023
+            alpha, sigma = (1 + math.exp(-2 * nodes[j])) ** -0.5, (1 + math.exp(2 * nodes[j])) ** -0.5
+            terms[n - j] = weight * sigma**2 / alpha
+        if n < order or k == 1:
+            total += math.hypot(*terms.values())
+        else:
+            for place, term in terms.items():
+                together[place] += term
+    return total + sum(map(abs, together))
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 9])
+def test_the_bound_is_the_sum_of_what_the_estimates_weigh(steps: int, order: int) -> None:
+    lam = np.sort(np.random.default_rng(steps).uniform(-4, 5, steps + 1))
+    assert bound(lam, order) == pytest.approx(by_hand(lam.tolist(), order), rel=1e-6)
+
+
+def test_the_weights_are_those_of_the_solver() -> None:
+    """What enters the end point of DPM-Solver++(2M) for each estimate is what they say, up to its order in the step."""
+    process, end = Cosine(), []
+    for h in (0.2, 0.1):
+        lam = torch.tensor([0.3, 0.3 + h, 0.3 + 2.5 * h], dtype=torch.float64)
+        times = process.time(lam)
+        ours = weights(lam.numpy(), np.array([1]), 2)[0] * process.sigma(times[2]).item()
+        moved = []
+        for estimates in ((0.0, 1.0), (1.0, 0.0)):
+            x0, before = (torch.full((1, 1), value, dtype=torch.float64) for value in estimates[::-1])
+            x = torch.zeros(1, 1, dtype=torch.float64)
+            y, _ = DPMSolverPP2M().step(lambda x, t: x0, process, x, times[1], times[2], (times[0], before),  # noqa: B023
+                                        SampleNoise([0]))  # fmt: skip
+            moved.append(y.item())
+        end.append(np.abs(np.array(moved) - ours).max() / h)
+    assert end[1] < 0.6 * end[0] < 0.2
+
+
+@pytest.mark.parametrize("order", [1, 3])
+def test_two_steps_meet_where_a_search_by_hand_finds_them(order: int) -> None:
+    """Its error of both steps is that of first order, e^lam differences times sigma^2 / alpha."""
+
+    def price(m: float) -> float:
+        error = [1 / (1 + math.exp(2 * u)) * math.sqrt(1 + math.exp(-2 * u)) for u in (-2.0, m)]
+        return (math.exp(m) - math.exp(-2)) * error[0] + (math.exp(3) - math.exp(m)) * error[1]
+
+    best = minimize_scalar(price, bounds=(-2, 3), method="bounded").x  # pyright: ignore[reportAttributeAccessIssue]
+    assert optimized(-2.0, 3.0, 2, order)[1] == pytest.approx(best, abs=1e-3)
+
+
+def test_optimized_levels_have_a_lower_bound_than_hand_made_and_random_ones() -> None:
+    first, last, steps = -math.log(80), -math.log(0.002), 5
+    found, rng = np.array(optimized(first, last, steps, 3)), np.random.default_rng(0)
+    least = bound(found, 3)
+    hand_made = [-np.linspace(80 ** (1 / rho), 0.002 ** (1 / rho), steps + 1) for rho in (3, 7, 1000)]
+    hand_made = [-rho * np.log(-root) for rho, root in zip((3, 7, 1000), hand_made, strict=True)]
+    assert all(least < 0.6 * bound(levels, 3) for levels in hand_made)
+    for _ in range(200):
+        inner = np.sort(rng.uniform(first, last, steps - 1))
+        assert least < bound(np.array([first, *inner, last]), 3)
+        near = found + np.array([0, *rng.normal(0, 0.05, steps - 1), 0])
+        assert least < 1.001 * bound(near, 3)
+
+
+@pytest.mark.parametrize("process", [Cosine(), StraightPath()], ids=["cosine", "straight"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+def test_optimized_times_fall_between_the_same_levels_in_every_process(process: Process, steps: int) -> None:
+    times = OptimizedTimes(3, 0.002, 80.0)(process, steps)
+    ratio = torch.exp(-process.lam(times[:-1]))
+    assert len(times) == steps + 1 and (times.diff() < 0).all() and times[-1] == 0
+    assert ratio[0] == pytest.approx(80) and (steps == 1 or ratio[-1] == pytest.approx(0.002))
+    assert torch.allclose(ratio, torch.exp(-Cosine().lam(OptimizedTimes(3, 0.002, 80.0)(Cosine(), steps)[:-1])))

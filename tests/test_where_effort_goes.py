@@ -8,11 +8,12 @@ import pytest
 import torch
 from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
+from small import SHAPE, recipe_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.core.activation import tallied
-from methods.core.denoiser import NULL, Denoiser, Labels
+from methods.core.denoiser import NULL, Denoiser, Labels, Network
 from methods.core.process import Cosine, Process
 from methods.core.sampling import SampleNoise, UniformAngle
 from methods.deployment.distributed_inference.xdit_usp import USP
@@ -25,6 +26,8 @@ from methods.inference.token_reduction.tome_sd import ToMe
 from methods.nets.dit import DiTConfig, SelfAttention
 from methods.training.flow.flow_matching import StraightPath
 from methods.training.guidance.classifier_free_guidance import ClassifierFree
+from methods.training.noise_process.ddpm_linear_schedule import LinearBeta
+from methods.training.objective.debiased_weighting import Debiased
 
 # Guidance -------------------------------------------------------------------------------------------------------------
 
@@ -269,3 +272,42 @@ def test_optimized_times_fall_between_the_same_levels_in_every_process(process: 
     assert len(times) == steps + 1 and (times.diff() < 0).all() and times[-1] == 0
     assert ratio[0] == pytest.approx(80) and (steps == 1 or ratio[-1] == pytest.approx(0.002))
     assert torch.allclose(ratio, torch.exp(-Cosine().lam(OptimizedTimes(3, 0.002, 80.0)(Cosine(), steps)[:-1])))
+
+
+# Weight ---------------------------------------------------------------------------------------------------------------
+
+
+def at_levels(*lam: float) -> Tensor:
+    return torch.tensor(lam, dtype=torch.float64)
+
+
+def test_debiasing_is_the_geometric_mean_of_a_constant_on_the_noise_and_one_on_the_image() -> None:
+    lam = torch.linspace(-5, 8, 27, dtype=torch.float64)
+    on_image, on_noise = Debiased(157.0)(lam), Debiased(157.0).on_target(lam, torch.exp(-lam))
+    assert torch.allclose(on_noise, torch.rsqrt(torch.exp(2 * lam))) and torch.allclose(on_image**2, torch.exp(2 * lam))
+    assert Debiased(157.0)(at_levels(math.log(4) / 2)).item() == pytest.approx(2.0)
+
+
+def test_a_debiased_weight_is_bounded_where_the_chain_of_the_paper_ends() -> None:
+    end = LinearBeta(1e-4, 0.02, 1.0).lam_start
+    lam = at_levels(end - 20, end - 1, end, end + 1)
+    on_noise = Debiased(157.0).on_target(lam, torch.exp(-lam))
+    assert torch.allclose(on_noise[:3], torch.full((3,), 157.0).double(), rtol=0.005) and on_noise[3] < 60
+
+
+def test_the_debiased_loss_is_the_weighted_error_of_the_noise() -> None:
+    """Through the recipe, for a network that answers half of what it sees."""
+
+    class Half(nn.Module):
+        def forward(self, x: Tensor, u: Tensor, labels: Tensor) -> Tensor:
+            return x / 2
+
+    recipe, x0 = recipe_of("debiased_weighting"), torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(0))
+    student = Network(Half(), recipe.process, recipe.parameterization, None)
+    losses = recipe.objective(student, student, x0, None, torch.Generator().manual_seed(1))
+    rng = torch.Generator().manual_seed(1)
+    eps = recipe.coupling(x0, rng)
+    t = recipe.times(recipe.process, 64, rng)
+    error = (recipe.process.diffuse(x0, eps, t) / 2 - eps).square().flatten(1).mean(1)
+    weight = (recipe.process.sigma(t) / recipe.process.alpha(t)).clamp(max=157)
+    assert torch.allclose(losses, weight.float() * error, rtol=1e-4)

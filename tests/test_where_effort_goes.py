@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
-from small import SHAPE, recipe_of
+from small import BASE, SHAPE, TECHNIQUES, recipe_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +29,8 @@ from methods.training.flow.flow_matching import StraightPath
 from methods.training.guidance.classifier_free_guidance import ClassifierFree
 from methods.training.noise_process.ddpm_linear_schedule import LinearBeta
 from methods.training.objective.debiased_weighting import Debiased
+from methods.training.objective.likelihood_weighting import Bound as LikelihoodBound
+from methods.training.objective.likelihood_weighting import ByLikelihood
 
 # Guidance -------------------------------------------------------------------------------------------------------------
 
@@ -277,6 +280,13 @@ def test_optimized_times_fall_between_the_same_levels_in_every_process(process: 
 # Weight ---------------------------------------------------------------------------------------------------------------
 
 
+class Half(nn.Module):
+    """Answers half of what it sees."""
+
+    def forward(self, x: Tensor, u: Tensor, labels: Tensor) -> Tensor:
+        return x / 2
+
+
 def at_levels(*lam: float) -> Tensor:
     return torch.tensor(lam, dtype=torch.float64)
 
@@ -296,12 +306,6 @@ def test_a_debiased_weight_is_bounded_where_the_chain_of_the_paper_ends() -> Non
 
 
 def test_the_debiased_loss_is_the_weighted_error_of_the_noise() -> None:
-    """Through the recipe, for a network that answers half of what it sees."""
-
-    class Half(nn.Module):
-        def forward(self, x: Tensor, u: Tensor, labels: Tensor) -> Tensor:
-            return x / 2
-
     recipe, x0 = recipe_of("debiased_weighting"), torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(0))
     student = Network(Half(), recipe.process, recipe.parameterization, None)
     losses = recipe.objective(student, student, x0, None, torch.Generator().manual_seed(1))
@@ -311,3 +315,62 @@ def test_the_debiased_loss_is_the_weighted_error_of_the_noise() -> None:
     error = (recipe.process.diffuse(x0, eps, t) / 2 - eps).square().flatten(1).mean(1)
     weight = (recipe.process.sigma(t) / recipe.process.alpha(t)).clamp(max=157)
     assert torch.allclose(losses, weight.float() * error, rtol=1e-4)
+
+
+class LinearVP(Process):
+    """The paper's process: dx = -beta x / 2 dt + sqrt(beta) dw, beta from 0.1 to 20."""
+
+    lam_start = -5.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-0.25 * 19.9 * t**2 - 0.05 * t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(-0.5 * 19.9 * t**2 - 0.1 * t))
+
+    def time(self, lam: Tensor) -> Tensor:
+        growth = torch.logaddexp(torch.zeros_like(lam), -2 * lam)
+        return 2 * growth / (0.1 + torch.sqrt(0.01 + 2 * 19.9 * growth))
+
+
+def test_times_are_drawn_as_what_the_process_adds_over_what_is_there() -> None:
+    """Quantiles of the draws are those of the integral of beta / sigma^2, by quadrature."""
+    process = LinearVP()
+
+    def density(t: float) -> float:
+        return (0.1 + 19.9 * t) / process.sigma(torch.tensor(t, dtype=torch.float64)).item() ** 2
+
+    drawn = ByLikelihood(1e-3, 1)(process, 20_000, torch.Generator().manual_seed(0))
+    end = process.time(at_levels(process.lam_start)).item()
+    assert drawn.min() >= 1e-3 and drawn.max() <= end
+    whole, _ = quad(density, 1e-3, end, limit=200)
+    for share in (0.1, 0.3, 0.5, 0.7, 0.9):
+        below, _ = quad(density, 1e-3, drawn.quantile(share).item(), limit=200)
+        assert below / whole == pytest.approx(share, abs=0.01)
+
+
+@pytest.mark.parametrize("process", [Cosine(), LinearVP(), StraightPath()], ids=["cosine", "linear", "straight"])
+def test_even_times_weigh_the_score_by_what_the_process_adds(process: Process) -> None:
+    """g^2 / sigma^2 on the noise, from g^2 = d sigma^2 / dt - 2 alpha' / alpha sigma^2, over its mean."""
+    recipe, t = recipe_of("likelihood_weighting"), torch.linspace(0.05, 0.9, 9, dtype=torch.float64)
+    noise, h, times = recipe.parameterization, 1e-5, ByLikelihood(0.01, 0)
+    even = LikelihoodBound(recipe, times).weigh(process, noise, t)
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    variance = (process.sigma(t + h) ** 2 - process.sigma(t - h) ** 2) / (2 * h)
+    added = variance - 2 * (process.alpha(t + h) - process.alpha(t - h)) / (2 * h) / alpha * sigma**2
+    first, last = times.ends(process)
+    mean = 2 * (process.lam(first) - process.lam(last)) / (last - first)
+    assert torch.allclose(even, added / sigma**2 / mean, rtol=1e-4)
+    assert torch.allclose(LikelihoodBound(recipe, ByLikelihood(0.01, 1)).weigh(process, noise, t), torch.ones_like(t))
+
+
+def test_importance_leaves_the_expected_loss_as_it_is_and_most_of_its_variance_out() -> None:
+    x0, found = 0.5 * torch.ones(40_000, 1, 1, 1), []
+    for importance in (1, 0):
+        loss = TECHNIQUES["likelihood_weighting"].call({"importance": importance, "smallest": 0.01}).edits["loss"]
+        recipe = replace(BASE, loss=loss)
+        student = Network(Half(), recipe.process, recipe.parameterization, None)
+        found.append(recipe.objective(student, student, x0, None, torch.Generator().manual_seed(2)))
+    (drawn, weighed), n = found, len(x0)
+    assert (drawn.mean() - weighed.mean()).abs() < 4 * ((drawn.var() + weighed.var()) / n).sqrt()
+    assert drawn.var() < weighed.var() / 3

@@ -10,10 +10,14 @@ from small import BASE, CLASSES, SHAPE, images, trained
 from torch import Tensor, nn
 
 from methods.core import models, run
+from methods.core.activation import tallied
 from methods.core.recipe import Recipe, compose
 from methods.core.surgery import flatten
 from methods.deployment.low_rank.low_rank_svd import LowRank, Product, answers, low_rank_svd
 from methods.deployment.quantization._calibration import Asked, asked_while_sampling, heard_by
+from methods.deployment.quantization._inputs import Clock
+from methods.deployment.quantization._layers import Quantized
+from methods.deployment.quantization.early_stage_low_precision import Staged, early_stage_low_precision, switch_after
 from methods.measure import cost
 
 
@@ -130,3 +134,63 @@ def test_a_thin_network_ships_as_many_numbers_and_multiplies_as_its_ranks_say(tm
     x, layer = random(1, 8, 6, 6), nn.Conv2d(8, 12, 3, padding=1, stride=2)
     product = Product(layer, 3)
     assert cost.macs(lambda: product(x))[0] == 3 * 3 * 3 * (8 * 9 + 12) < cost.macs(lambda: layer(x))[0]
+
+
+# Precision by noise level ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("share", "early"), [(0.0, 0), (0.3, 3), (0.5, 5), (0.75, 8), (1.0, 10)])
+def test_only_the_noisiest_levels_are_early(share: float, early: int) -> None:
+    """Counted at the call: as many of ten steps, in every layer, and no others."""
+    levels = torch.linspace(0.05, 0.95, 10)
+    above = levels > switch_after(levels, share)
+    assert above.sum() == early and above[10 - early :].all()
+    recipe = replace(compose(BASE, early_stage_low_precision(share=share)), steps=10)
+    model, *_ = run.compress(recipe, stirred(recipe), images(), 0)
+    with tallied() as counters:
+        run.generate(recipe, run.deploy(recipe, model), torch.tensor([0, 1]), [0, 1])
+    layers = sum(isinstance(part, Quantized) for part in model.net.modules())
+    assert counters["rows_early"] == 2 * layers * early and counters["rows_late"] == 2 * layers * (10 - early)
+
+
+def test_each_stage_has_its_bits_and_outer_layers_keep_eight() -> None:
+    recipe = compose(BASE, early_stage_low_precision(early_bits=3, late_bits=6, share=0.25))
+    parts = {
+        path: (part.early.levels, part.late.levels)
+        for path, part in run.compress(recipe, stirred(recipe), images(), 0)[0].net.named_modules()
+        if isinstance(part, Staged)
+    }
+    outer = {"stem.rounding", "head.rounding"}
+    assert all(levels == ((255, 255) if path in outer else (7, 63)) for path, levels in parts.items())
+    assert outer < parts.keys()
+
+
+def test_the_stages_are_calibrated_apart_and_early_inputs_have_few_values() -> None:
+    recipe = replace(compose(BASE, early_stage_low_precision(early_bits=2)), steps=4)
+    model, *_ = run.compress(recipe, stirred(recipe), images(), 0)
+    part = model.net.get_submodule("level.down.0.conv_out.rounding")
+    assert isinstance(part, Staged) and not torch.equal(part.early.step, part.late.step)
+    rows = asked(BASE, stirred(BASE))
+    level = rows.level.unique()
+    assert (level > part.switch).sum() == 2
+    heard = {}
+    for stage, chosen in {"early": rows.level > part.switch, "late": rows.level <= part.switch}.items():
+        heard[stage] = heard_by(model.net, ["level.down.0.conv_out.rounding"], rows.rows(chosen.nonzero().flatten()))
+    few, many = (len(next(iter(h.values()))[1].unique()) for h in (heard["early"], heard["late"]))
+    assert few <= 4 and 4 < many <= 256
+
+
+def test_a_batch_of_both_stages_treats_each_row_by_its_own() -> None:
+    clock, x = Clock(), random(3, 5, 6)
+    part = Staged(2, 8, clock)
+    part.switch.fill_(0.5)
+    part.early.step.fill_(1.0)
+    part.late.step.fill_(0.1)
+    clock.level = torch.tensor([0.4, 0.6, 0.5])
+    mixed = part(x.abs())
+    assert torch.equal(mixed[1], part.early(x.abs())[1]) and torch.equal(mixed[[0, 2]], part.late(x.abs())[[0, 2]])
+    assert len(mixed[1].unique()) <= 4 < len(mixed[0].unique())
+
+
+def test_precision_by_stage_ships(tmp_path: Path) -> None:
+    ships_and_comes_back(replace(compose(BASE, early_stage_low_precision()), steps=4), tmp_path / "staged")

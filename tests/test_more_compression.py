@@ -11,13 +11,21 @@ from torch import Tensor, nn
 
 from methods.core import models, run
 from methods.core.activation import tallied
+from methods.core.data import TrainingSet
+from methods.core.denoiser import Network
+from methods.core.parameterization import Noise
+from methods.core.process import Cosine
 from methods.core.recipe import Recipe, compose
+from methods.core.sampling import SampleNoise
 from methods.core.surgery import flatten
 from methods.deployment.low_rank.low_rank_svd import LowRank, Product, answers, low_rank_svd
 from methods.deployment.quantization._calibration import Asked, asked_while_sampling, heard_by
+from methods.deployment.quantization._correction import BUCKETS, Correction, error_of
 from methods.deployment.quantization._inputs import Clock
 from methods.deployment.quantization._layers import Quantized
 from methods.deployment.quantization.early_stage_low_precision import Staged, early_stage_low_precision, switch_after
+from methods.deployment.quantization.ptqd import CalibratedVariance, error_factor, ptqd
+from methods.inference.ode_solver.ddim import posterior
 from methods.measure import cost
 
 
@@ -42,11 +50,14 @@ def asked(recipe: Recipe, model: models.Model) -> Asked:
     return asked_while_sampling(replace(recipe, steps=4), model.net, model, images(), 0)
 
 
-def ships_and_comes_back(recipe: Recipe, path: Path) -> models.Model:
+def ships_and_comes_back(
+    recipe: Recipe, path: Path, whole: models.Model | None = None, data: TrainingSet | None = None
+) -> models.Model:
     """The compressed model, once a file has given back the same weights and the same samples."""
-    model, _, shapes = run.compress(recipe, stirred(recipe), images(), 0)
+    data = data or images()
+    model, _, shapes = run.compress(recipe, whole or stirred(recipe), data, 0)
     models.save(model, path, {}, shapes)
-    loaded = models.load(recipe, path, SHAPE, CLASSES, shipped=True)
+    loaded = models.load(recipe, path, data.shape, CLASSES, shipped=True)
     here, there = flatten(model), flatten(loaded)
     assert here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
     first, second = (run.generate(recipe, run.deploy(recipe, m), torch.tensor([0, 1]), [0, 1]) for m in (model, loaded))
@@ -194,3 +205,111 @@ def test_a_batch_of_both_stages_treats_each_row_by_its_own() -> None:
 
 def test_precision_by_stage_ships(tmp_path: Path) -> None:
     ships_and_comes_back(replace(compose(BASE, early_stage_low_precision()), steps=4), tmp_path / "staged")
+
+
+# Corrected quantization -----------------------------------------------------------------------------------------------
+
+
+def test_the_error_is_taken_apart_as_it_was_put_together() -> None:
+    truth, rest = random(400, 2, 4, 4) + 0.3, 0.2 * random(400, 2, 4, 4, seed=1)
+    bias = torch.tensor([0.1, -0.4])
+    for k, known in ((0.25, 0.25), (-0.1, 0.0)):
+        slope, mean, variance = error_of(truth, (1 + k) * truth + bias[:, None, None] + rest, True, True)
+        assert abs(slope - known) < 0.01
+        assert torch.allclose(mean, bias + (k - known) * truth.mean((0, 2, 3)), atol=0.01)
+        assert abs(variance - 0.04 - (k - known) ** 2) < 0.002
+    slope, mean, variance = error_of(truth, 1.25 * truth + 0.1, False, True)
+    assert slope == 0 and torch.allclose(mean, 0.25 * truth.mean((0, 2, 3)) + 0.1, atol=1e-5)
+    slope, mean, variance = error_of(truth, 1.25 * truth + 0.1, True, False)
+    assert abs(slope - 0.25) < 1e-4 and not mean.any() and variance == 0
+
+
+class Distorted(nn.Module):
+    """What a network says, enlarged and shifted as the noise level says, with a second half beside."""
+
+    def forward(self, x: Tensor, u: Tensor, labels: Tensor) -> Tensor:
+        level = u.reshape(-1, 1, 1, 1)
+        return torch.cat([(1 + level) * x.sin() - 2 * level, x], dim=1)
+
+
+def test_the_correction_is_exact_where_the_noise_is_correlated_by_construction() -> None:
+    """At every level that was measured, and only in what is the prediction."""
+    x, level = random(60, 2, 4, 4), torch.linspace(0.1, 0.9, 5).repeat_interleave(12)
+    labels = torch.zeros(60, dtype=torch.long)
+    part = Correction(torch.device("cpu"))
+    net = part.correcting(Distorted())
+    part.measure(net, Asked(x, level, labels, x.sin()), 16, True, True)
+    mixed = torch.randperm(60)
+    answer = net(x[mixed], level[mixed], labels)
+    assert torch.allclose(answer[:, :2], x[mixed].sin(), atol=1e-4) and torch.equal(answer[:, 2:], x[mixed])
+    assert part.left.max() < 1e-8 and (part.slope.diff() >= 0).all() and part.slope.unique().numel() == 5
+
+
+def test_what_is_corrected_is_nearer_to_the_whole_network_at_every_level() -> None:
+    whole, nets = stirred(BASE), {}
+    for corrected in (0, 1):
+        recipe = replace(compose(BASE, ptqd(correlated=corrected, residual=corrected)), steps=4)
+        nets[corrected] = run.compress(recipe, stirred(recipe), images(), 0)[0].net
+    rows = asked_while_sampling(recipe, whole.net, whole, images(), 0)
+    known, nothing = (nets[i].get_submodule("correction") for i in (1, 0))
+    assert isinstance(known, Correction) and isinstance(nothing, Correction)
+    assert known.left.all() and not any(part.any() for part in nothing.parameters())
+    with torch.no_grad():
+        errors = [(net(rows.x, rows.u, rows.labels) - rows.answer).square() for net in nets.values()]
+    for level in rows.level.unique():
+        plain, corrected = (error[rows.level == level].mean() for error in errors)
+        assert corrected < plain
+        assert torch.allclose(corrected, known.left[int(level * BUCKETS)], rtol=1e-3)
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_an_error_is_passed_on_as_the_official_code_says(eta: float) -> None:
+    """|sqrt(1 - a_s - sigma^2) - sqrt(a_s (1 - a_t) / a_t)|, with a = alpha^2."""
+    process, t, s = Cosine(), torch.tensor(0.7).double(), torch.tensor(0.6).double()
+    a_t, a_s = process.alpha(t) ** 2, process.alpha(s) ** 2
+    _, _, fresh = posterior(process, eta, t, s)
+    expected = ((1 - a_s - fresh**2).sqrt() - (a_s * (1 - a_t) / a_t).sqrt()).abs()
+    assert abs(error_factor(process, eta, t, s)[0] - expected) < 1e-9
+
+
+def test_a_step_ends_with_the_variance_it_would_have_had_without_the_error() -> None:
+    """Of a network that always says -0.3 and whose error is known; from x = 0.5, and then a step without noise."""
+    process, n = Cosine(), 4000
+    times, x = torch.tensor([0.7, 0.5, 0.0]).double(), torch.full((n, 1, 2, 2), 0.5)
+    fresh, c = posterior(process, 1.0, *times[:2])[2], error_factor(process, 1.0, *times[:2])[0]
+
+    def spread(variance: float, known: float) -> float:
+        """The variance after the first step, in units of that of its fresh noise."""
+        correction = Correction(torch.device("cpu"))
+        correction.variance.fill_(known)
+        net, seen = correction.correcting(Erring(variance)), list[Tensor]()
+        net.register_forward_pre_hook(lambda part, given: seen.append(given[0]))
+        denoiser = Network(net, process, Noise(), None)
+        CalibratedVariance(1.0)(denoiser, x, times, None, SampleNoise(range(n)))
+        return (seen[1].var() / fresh**2).item()
+
+    assert abs(spread(0.0, 0.0) - 1) < 0.05
+    for share in (0.5, 0.9):
+        variance = share * fresh**2 / c**2
+        assert abs(spread(variance, 0.0) - 1 - share) < 0.06, "uncalibrated, variances add up"
+        assert abs(spread(variance, variance) - 1) < 0.06
+    assert spread(0.0, 2 * fresh**2 / c**2) < 1e-6
+
+
+class Erring(nn.Module):
+    """Says -0.3 and an error of some variance."""
+
+    def __init__(self, variance: float) -> None:
+        super().__init__()
+        self.variance = variance
+
+    def forward(self, x: Tensor, u: Tensor, labels: Tensor) -> Tensor:
+        return self.variance**0.5 * random(*x.shape, seed=5) - 0.3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_corrections_ship(channels: int, tmp_path: Path) -> None:
+    recipe = replace(compose(BASE, ptqd()), steps=4)
+    data = TrainingSet(random(24, channels, 8, 8).clamp(-1, 1), torch.arange(24) % CLASSES, CLASSES)
+    model = ships_and_comes_back(recipe, tmp_path / "corrected", run.train(recipe, data, 0)[0], data)
+    assert model.net.get_parameter("correction.mean").shape == (BUCKETS, channels)

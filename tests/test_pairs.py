@@ -23,7 +23,10 @@ BRIEF = {
     "simple_diffusion": {"deepest": 1, "width": 8},
 }  # fmt: skip
 """Parameters that make a technique quick, beside those that make it small."""
-QUANTIZERS = ("cpu_int8_intel", "efficientdm", "ptq4dm", "q_diffusion", "svdquant", "weight_only_int8_int4")
+QUANTIZERS = (
+    "cpu_int8_intel", "early_stage_low_precision", "efficientdm", "ptq4dm", "ptqd", "q_diffusion", "svdquant",
+    "weight_only_int8_int4",
+)  # fmt: skip
 NO_PART = "UNet holds no part of plain layers and plain weights to hand over"
 OWN_CHOICE = "An exported graph chooses layouts and kernels itself, and would drop those chosen here"
 NOTHING_LEFT = {

@@ -1,0 +1,132 @@
+"""More solvers: against closed forms, and against diffusers' schedulers of the same name on its denoisers and grids."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from test_solvers import PROCESSES, even, one_gaussian
+from torch import Tensor
+
+from methods.core.denoiser import Mixture
+from methods.core.process import Cosine, Process
+from methods.core.sampling import SampleNoise, Sampler, UniformAngle
+from methods.data.mixture import ring
+from methods.inference.ode_solver.ddim import DDIM
+from methods.inference.ode_solver.deis import TABDEIS, coefficients
+from methods.inference.ode_solver.dpm_solver_pp_2m import DPMSolverPP2M
+from methods.inference.timestep_schedule.karras_rho_schedule import KarrasRho
+
+diffusers = pytest.importorskip("diffusers")
+STEPS = range(5, 11)
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # diffusers' DEIS
+
+
+def in_the_plane(std: float = 0.05, process: Process | None = None) -> Mixture:
+    modes = ring(std=std)
+    return Mixture(modes.means, modes.stds, modes.weights, process or Cosine())
+
+
+def from_noise(sampler: Sampler, denoiser: Mixture, times: Tensor, n: int, noise: SampleNoise | None = None) -> Tensor:
+    x = denoiser.process.sigma(times[0]) * SampleNoise(range(n))((2,)).double()
+    return sampler(denoiser, x, times, None, noise or SampleNoise(range(n, 2 * n)))
+
+
+def theirs(scheduler: Any, denoiser: Mixture, times: Tensor, n: int) -> Tensor:
+    """What a scheduler for variance-preserving processes that is told x_0 makes of the same noise on the same grid."""
+    scheduler.set_timesteps(len(times) - 1)
+    scheduler.sigmas = torch.exp(-denoiser.process.lam(times))
+    x = denoiser.process.sigma(times[0]) * SampleNoise(range(n))((2,)).double()
+    for step, t in zip(scheduler.timesteps, times, strict=False):
+        x = scheduler.step(denoiser(x, t), step, x, return_dict=False)[0]
+    return x
+
+
+def apart(x: Tensor, y: Tensor) -> float:
+    """Root mean square distance."""
+    return float((x - y).square().sum(1).mean().sqrt())
+
+
+# DEIS -----------------------------------------------------------------------------------------------------------------
+
+
+def test_coefficients_are_the_papers_integrals() -> None:
+    """C_j with Psi = alpha_s / alpha and g^2 = -2 d log alpha / dt of a variance-preserving process, by a fine sum."""
+    process, points = Cosine(), torch.tensor([0.8, 0.6, 0.45, 0.3], dtype=torch.float64)
+    *earlier, s = points
+    nodes, n = torch.stack(earlier[::-1]), 20_000
+    tau = nodes[0] + (torch.arange(n) + 0.5) / n * (s - nodes[0])
+    squared = math.pi * torch.tan(tau * math.pi / 2)
+    drift = -process.alpha(s) / process.alpha(tau) * squared / (2 * process.sigma(tau))  # time runs backwards
+    kept, *weights = coefficients(process, s, *nodes)
+    for j, weight in enumerate(weights):
+        others = torch.cat([nodes[:j], nodes[j + 1 :]])
+        lagrange = ((tau[:, None] - others) / (nodes[j] - others)).prod(1)
+        assert math.isclose(weight, -(drift * lagrange).mean() * (s - nodes[0]), rel_tol=1e-6)
+    assert kept == pytest.approx(float(process.alpha(s) / process.alpha(nodes[0])))
+
+
+@PROCESSES
+def test_a_step_is_exact_for_noise_that_is_a_polynomial_in_time(process: Process) -> None:
+    """x_s / alpha_s = x_t / alpha_t + int eps d rho; here down to a clean sample."""
+    first, s, n = process.time(torch.tensor(-4.9, dtype=torch.float64)), torch.tensor(0.0).double(), 200_000
+    times = torch.stack([first * share for share in (0.35, 0.6, 0.8, 1.0)])
+    tau = torch.linspace(float(times[0]), 0, n + 1, dtype=torch.float64)
+    rho = process.sigma(tau) / process.alpha(tau)
+    for power in range(4):
+        exact = ((tau[1:] ** power + tau[:-1] ** power) / 2 * rho.diff()).sum() * process.alpha(s)
+        _, *weights = coefficients(process, s, *times)
+        assert math.isclose(sum(w * t**power for w, t in zip(weights, times, strict=True)), exact, rel_tol=1e-6)
+
+
+@PROCESSES
+def test_a_polynomial_of_degree_zero_is_ddim(process: Process) -> None:
+    times, denoiser = UniformAngle()(process, 7), one_gaussian(process, 2)
+    ends = [from_noise(solver, denoiser, times, 9) for solver in (TABDEIS(0), DDIM())]
+    assert torch.allclose(*ends, rtol=1e-9)
+
+
+class LogTime(Process):
+    """The variance-preserving process whose time is the logarithm of rho."""
+
+    lam_start = -5.0
+    preserves_variance = True
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.rsqrt(1 + torch.exp(2 * t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.exp(t) * self.alpha(t)
+
+    def time(self, lam: Tensor) -> Tensor:
+        return -lam
+
+
+@pytest.mark.parametrize("degree", [1, 2])
+def test_in_the_time_of_diffusers_it_is_diffusers(degree: int) -> None:
+    """Whose polynomials are in log rho: the same steps, to float tolerance, once that is the time of the process."""
+    denoiser = in_the_plane(process=LogTime())
+    times = even(denoiser.process, 9, -4.0, 3.0)
+    options = {"solver_order": degree + 1, "prediction_type": "sample", "lower_order_final": False}
+    other = theirs(diffusers.DEISMultistepScheduler(**options), denoiser, times, 20)
+    assert apart(from_noise(TABDEIS(degree), denoiser, times, 20), other) < 1e-6
+
+
+@pytest.mark.parametrize("std", [0.05, 0.2])
+def test_deis_is_no_worse_than_diffusers(std: float) -> None:
+    """From as many predictions, on a grid that ends where diffusers' do, at a ratio of 0.01; and better than DDIM."""
+    denoiser = in_the_plane(std)
+    for n in STEPS:
+        times = KarrasRho(7.0, 0.01, 80.0)(Cosine(), n + 1)[:-1]
+        exact = from_noise(DPMSolverPP2M(), denoiser, finely(times), 200)
+        scheduler = diffusers.DEISMultistepScheduler(solver_order=3, prediction_type="sample")
+        ours = apart(from_noise(TABDEIS(2), denoiser, times, 200), exact)
+        other = apart(theirs(scheduler, denoiser, times, 200), exact)
+        assert ours < other, (n, ours, other)
+        assert ours < 0.8 * apart(from_noise(DDIM(), denoiser, times, 200), exact)
+
+
+def finely(times: Tensor) -> Tensor:
+    """From the first to the last time in many steps."""
+    first, last = Cosine().lam(times[[0, -1]]).tolist()
+    return even(Cosine(), 1000, first, last)

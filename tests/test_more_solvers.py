@@ -1,20 +1,22 @@
 """More solvers: against closed forms, and against diffusers' schedulers of the same name on its denoisers and grids."""
 
 import math
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
-from test_solvers import PROCESSES, even, one_gaussian
+from test_solvers import KARRAS, MEAN, PROCESSES, STD, even, one_gaussian
 from torch import Tensor
 
-from methods.core.denoiser import Mixture
+from methods.core.denoiser import Denoiser, Labels, Mixture
 from methods.core.process import Cosine, Process
 from methods.core.sampling import SampleNoise, Sampler, UniformAngle
 from methods.data.mixture import ring
-from methods.inference.ode_solver.ddim import DDIM
+from methods.inference.ode_solver.ddim import DDIM, StochasticDDIM
 from methods.inference.ode_solver.deis import TABDEIS, coefficients
 from methods.inference.ode_solver.dpm_solver_pp_2m import DPMSolverPP2M
+from methods.inference.sde_solver.sde_dpm_solver_pp import SDEDPMSolverPP2M
 from methods.inference.timestep_schedule.karras_rho_schedule import KarrasRho
 
 diffusers = pytest.importorskip("diffusers")
@@ -32,14 +34,22 @@ def from_noise(sampler: Sampler, denoiser: Mixture, times: Tensor, n: int, noise
     return sampler(denoiser, x, times, None, noise or SampleNoise(range(n, 2 * n)))
 
 
-def theirs(scheduler: Any, denoiser: Mixture, times: Tensor, n: int) -> Tensor:
-    """What a scheduler for variance-preserving processes that is told x_0 makes of the same noise on the same grid."""
-    scheduler.set_timesteps(len(times) - 1)
-    scheduler.sigmas = torch.exp(-denoiser.process.lam(times))
-    x = denoiser.process.sigma(times[0]) * SampleNoise(range(n))((2,)).double()
-    for step, t in zip(scheduler.timesteps, times, strict=False):
-        x = scheduler.step(denoiser(x, t), step, x, return_dict=False)[0]
-    return x
+class Theirs(Sampler):
+    """A scheduler that is told x_0, on our grid and with our noise, where it takes any."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, times: Tensor, labels: Labels, noise: SampleNoise) -> Tensor:
+        self.scheduler.set_timesteps(len(times) - 1)
+        self.scheduler.sigmas = torch.exp(-denoiser.process.lam(times))
+        with pytest.MonkeyPatch.context() as patch:
+            module = import_module(type(self.scheduler).__module__)
+            patch.setattr(module, "randn_tensor", lambda shape, **_: noise(tuple(shape[1:])), raising=False)
+            for step, t in zip(self.scheduler.timesteps, times, strict=False):
+                x0 = denoiser(x, t, labels)
+                x = self.scheduler.step(x0, step, x, return_dict=False)[0]
+        return x
 
 
 def apart(x: Tensor, y: Tensor) -> float:
@@ -108,7 +118,7 @@ def test_in_the_time_of_diffusers_it_is_diffusers(degree: int) -> None:
     denoiser = in_the_plane(process=LogTime())
     times = even(denoiser.process, 9, -4.0, 3.0)
     options = {"solver_order": degree + 1, "prediction_type": "sample", "lower_order_final": False}
-    other = theirs(diffusers.DEISMultistepScheduler(**options), denoiser, times, 20)
+    other = from_noise(Theirs(diffusers.DEISMultistepScheduler(**options)), denoiser, times, 20)
     assert apart(from_noise(TABDEIS(degree), denoiser, times, 20), other) < 1e-6
 
 
@@ -119,9 +129,9 @@ def test_deis_is_no_worse_than_diffusers(std: float) -> None:
     for n in STEPS:
         times = KarrasRho(7.0, 0.01, 80.0)(Cosine(), n + 1)[:-1]
         exact = from_noise(DPMSolverPP2M(), denoiser, finely(times), 200)
-        scheduler = diffusers.DEISMultistepScheduler(solver_order=3, prediction_type="sample")
+        scheduler = Theirs(diffusers.DEISMultistepScheduler(solver_order=3, prediction_type="sample"))
         ours = apart(from_noise(TABDEIS(2), denoiser, times, 200), exact)
-        other = apart(theirs(scheduler, denoiser, times, 200), exact)
+        other = apart(from_noise(scheduler, denoiser, times, 200), exact)
         assert ours < other, (n, ours, other)
         assert ours < 0.8 * apart(from_noise(DDIM(), denoiser, times, 200), exact)
 
@@ -130,3 +140,72 @@ def finely(times: Tensor) -> Tensor:
     """From the first to the last time in many steps."""
     first, last = Cosine().lam(times[[0, -1]]).tolist()
     return even(Cosine(), 1000, first, last)
+
+
+# Stochastic solvers ---------------------------------------------------------------------------------------------------
+
+
+class Impulses(SampleNoise):
+    """The k-th draw is one for sample k + 2 and zero for all others."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.drawn = n, 0
+
+    def __call__(self, shape: tuple[int, ...]) -> Tensor:
+        self.drawn += 1
+        z = torch.zeros(self.n, *shape, dtype=torch.float64)
+        z[self.drawn + 1 : self.drawn + 2] = 1
+        return z
+
+
+def errors(sampler: Sampler, process: Process, times: Tensor) -> tuple[float, float]:
+    """Of the mean, and relative of the variance, at the end: exact, because a run is linear in x and in every draw."""
+    draws = len(times) - 1
+    x = torch.zeros(draws + 2, 1, dtype=torch.float64)
+    x[1], noise = 1, Impulses(draws + 2)
+    end = sampler(one_gaussian(process), x, times, None, noise).double().flatten()
+    assert noise.drawn <= draws
+    scales, (alpha, sigma) = end - end[0], (process.alpha(times), process.sigma(times))
+    mean = scales[1] * alpha[0] * MEAN + end[0]
+    variance = scales[1] ** 2 * ((alpha[0] * STD) ** 2 + sigma[0] ** 2) + scales[2:].square().sum()
+    true = (alpha[-1] * STD) ** 2 + sigma[-1] ** 2
+    return abs(float(mean - alpha[-1] * MEAN)), abs(float(variance / true - 1))
+
+
+@PROCESSES
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        SDEDPMSolverPP2M(),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_stochastic_solvers_are_of_second_order_in_the_variance(sampler: Sampler, process: Process) -> None:
+    """Of a Gaussian, whose mean they keep; ancestral sampling is of first order."""
+    coarse, fine = (errors(sampler, process, even(process, n)) for n in (40, 80))
+    assert coarse[0] < 1e-6 and fine[0] < 1e-6
+    assert math.log2(coarse[1] / fine[1]) > 1.6
+    assert fine[1] < 0.1 * errors(StochasticDDIM(1.0), process, even(process, 80))[1]
+
+
+# SDE-DPM-Solver++ -----------------------------------------------------------------------------------------------------
+
+
+@PROCESSES
+def test_the_first_and_the_last_step_are_ancestral(process: Process) -> None:
+    times, denoiser = UniformAngle()(process, 2), one_gaussian(process, 2)
+    ends = [from_noise(solver, denoiser, times, 9) for solver in (SDEDPMSolverPP2M(), StochasticDDIM(1.0))]
+    assert torch.allclose(*ends, rtol=1e-9)
+    more = UniformAngle()(process, 3)
+    ends = [from_noise(solver, denoiser, more, 9) for solver in (SDEDPMSolverPP2M(), StochasticDDIM(1.0))]
+    assert apart(*ends) > 1e-3
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_a_step_is_diffusers_sde_dpmsolver(steps: int) -> None:
+    """On the grid of Karras et al., down to a clean sample, and so no worse."""
+    options = {"algorithm_type": "sde-dpmsolver++", "prediction_type": "sample", "final_sigmas_type": "zero"}
+    other = Theirs(diffusers.DPMSolverMultistepScheduler(**options))
+    times, denoiser = KARRAS(Cosine(), steps), in_the_plane()
+    ends = [from_noise(sampler, denoiser, times, 50) for sampler in (SDEDPMSolverPP2M(), other)]
+    assert apart(ends[0], ends[1].double()) < 1e-4

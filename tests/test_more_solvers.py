@@ -2,6 +2,7 @@
 
 import math
 from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,8 +17,11 @@ from methods.data.mixture import ring
 from methods.inference.ode_solver.ddim import DDIM, StochasticDDIM
 from methods.inference.ode_solver.deis import TABDEIS, coefficients
 from methods.inference.ode_solver.dpm_solver_pp_2m import DPMSolverPP2M
+from methods.inference.ode_solver.edm_heun import Heun
+from methods.inference.sde_solver.edm_stochastic import Churn
 from methods.inference.sde_solver.sde_dpm_solver_pp import SDEDPMSolverPP2M
 from methods.inference.timestep_schedule.karras_rho_schedule import KarrasRho
+from methods.training.objective.edm_preconditioning import VarianceExploding
 
 diffusers = pytest.importorskip("diffusers")
 STEPS = range(5, 11)
@@ -172,11 +176,14 @@ def errors(sampler: Sampler, process: Process, times: Tensor) -> tuple[float, fl
     return abs(float(mean - alpha[-1] * MEAN)), abs(float(variance / true - 1))
 
 
+EVERYWHERE = {"lowest": 0.0, "highest": math.inf}
+
+
 @PROCESSES
 @pytest.mark.parametrize(
     "sampler",
     [
-        SDEDPMSolverPP2M(),
+        SDEDPMSolverPP2M(), Churn(2.0, **EVERYWHERE, excess=1.0),
     ],
     ids=str,
 )  # fmt: skip
@@ -209,3 +216,56 @@ def test_a_step_is_diffusers_sde_dpmsolver(steps: int) -> None:
     times, denoiser = KARRAS(Cosine(), steps), in_the_plane()
     ends = [from_noise(sampler, denoiser, times, 50) for sampler in (SDEDPMSolverPP2M(), other)]
     assert apart(ends[0], ends[1].double()) < 1e-4
+
+
+# The stochastic sampler of EDM ----------------------------------------------------------------------------------------
+
+
+def karras_ve(denoiser: Mixture, x: Tensor, levels: Tensor, noise: SampleNoise, **options: float) -> Tensor:
+    """The loop of diffusers' pipeline for algorithm 2, whose scheduler is told -eps; sigma is time, x is not scaled."""
+    module = import_module("diffusers.schedulers.deprecated.scheduling_karras_ve")
+    scheduler = module.KarrasVeScheduler(**options)
+    scheduler.set_timesteps(len(levels) - 1)
+
+    def told(x: Tensor, level: Tensor) -> Tensor:
+        return (denoiser(x, denoiser.process.time(-torch.log(level))) - x) / level
+
+    with pytest.MonkeyPatch.context() as patch:
+        for level, below in pairwise(levels):
+            drawn = (
+                noise((2,)).double() if options["s_min"] <= level <= options["s_max"] else x
+            )  # elsewhere it is unused
+            patch.setattr(module, "randn_tensor", lambda *_, drawn=drawn, **__: drawn)
+            raised, above = scheduler.add_noise_to_input(x, level)
+            x, slope = scheduler.step(told(raised, above), above, below, raised, return_dict=False)
+            if below > 0:
+                eps = told(x, below)
+                x, _ = scheduler.step_correct(eps, above, below, raised, x, slope, return_dict=False)
+    return x
+
+
+@pytest.mark.parametrize("steps", [3, 4, 5, 12])
+@pytest.mark.parametrize("settings", [(30.0, 0.01, 1.0, 1.007), (3.0, 0.05, 50.0, 1.003)], ids=str)
+def test_churn_is_diffusers_algorithm_2(settings: tuple[float, ...], steps: int) -> None:
+    """For a process whose time is sigma, and for one that keeps the variance and has the same flow: so no worse."""
+    denoiser, churn = in_the_plane(process=VarianceExploding()), Churn(*settings)
+    times = KARRAS(denoiser.process, steps)
+    levels = torch.exp(-denoiser.process.lam(times))
+    x = levels[0] * SampleNoise(range(20))((2,)).double()
+    options = dict(zip(("s_churn", "s_min", "s_max", "s_noise"), settings, strict=True))
+    other = karras_ve(denoiser, x, levels, SampleNoise(range(20, 40)), **options)
+    elsewhere = in_the_plane()
+    for mixture in (denoiser, elsewhere):
+        times = mixture.process.time(-torch.log(levels))
+        start = x * mixture.process.alpha(times[0])
+        assert apart(churn(mixture, start, times, None, SampleNoise(range(20, 40))), other) < 1e-6
+
+
+def test_without_churn_it_is_heun_and_noise_costs_no_evaluations() -> None:
+    denoiser, times = in_the_plane(), KARRAS(Cosine(), 8)
+    heun = from_noise(Heun(), denoiser, times, 9)
+    for idle in (Churn(0.0, 0.01, 1.0, 1.007), Churn(30.0, 1.0, 0.01, 1.007)):
+        assert torch.equal(from_noise(idle, denoiser, times, 9), heun)
+    before = denoiser.calls
+    churned = from_noise(Churn(30.0, 0.01, 1.0, 1.0), denoiser, times, 9)
+    assert denoiser.calls - before == 15 and apart(churned, heun) > 1e-3

@@ -18,7 +18,10 @@ from methods.inference.ode_solver.ddim import DDIM, StochasticDDIM
 from methods.inference.ode_solver.deis import TABDEIS, coefficients
 from methods.inference.ode_solver.dpm_solver_pp_2m import DPMSolverPP2M
 from methods.inference.ode_solver.edm_heun import Heun
+from methods.inference.ode_solver.unipc import moved
 from methods.inference.sde_solver.edm_stochastic import Churn
+from methods.inference.sde_solver.sa_solver import SASolver, sa_solver
+from methods.inference.sde_solver.sa_solver import coefficients as adams
 from methods.inference.sde_solver.sde_dpm_solver_pp import SDEDPMSolverPP2M
 from methods.inference.timestep_schedule.karras_rho_schedule import KarrasRho
 from methods.training.objective.edm_preconditioning import VarianceExploding
@@ -162,6 +165,16 @@ class Impulses(SampleNoise):
         return z
 
 
+class Given(SampleNoise):
+    """One draw, whenever it is asked for."""
+
+    def __init__(self, z: Tensor) -> None:
+        self.z = z
+
+    def __call__(self, shape: tuple[int, ...]) -> Tensor:
+        return self.z
+
+
 def errors(sampler: Sampler, process: Process, times: Tensor) -> tuple[float, float]:
     """Of the mean, and relative of the variance, at the end: exact, because a run is linear in x and in every draw."""
     draws = len(times) - 1
@@ -183,7 +196,8 @@ EVERYWHERE = {"lowest": 0.0, "highest": math.inf}
 @pytest.mark.parametrize(
     "sampler",
     [
-        SDEDPMSolverPP2M(), Churn(2.0, **EVERYWHERE, excess=1.0),
+        SDEDPMSolverPP2M(), Churn(2.0, **EVERYWHERE, excess=1.0), SASolver(3, 4, 1.0, **EVERYWHERE),
+        SASolver(3, 4, 0.5, **EVERYWHERE), SASolver(2, 2, 1.0, **EVERYWHERE), SASolver(3, 4, 1.0, 0.3, 3.0),
     ],
     ids=str,
 )  # fmt: skip
@@ -269,3 +283,57 @@ def test_without_churn_it_is_heun_and_noise_costs_no_evaluations() -> None:
     before = denoiser.calls
     churned = from_noise(Churn(30.0, 0.01, 1.0, 1.0), denoiser, times, 9)
     assert denoiser.calls - before == 15 and apart(churned, heun) > 1e-3
+
+
+# SA-Solver ------------------------------------------------------------------------------------------------------------
+
+
+@PROCESSES
+@pytest.mark.parametrize("tau", [0.0, 0.7, 1.0])
+def test_a_step_of_adams_is_exact_for_estimates_that_are_polynomials_in_lam(tau: float, process: Process) -> None:
+    """x_s = ... + alpha_s int (1 + tau^2) e^{(1 + tau^2) (lam - lam_s)} x_0 dlam."""
+    before, earlier, t, s = process.time(torch.tensor([-1.6, -0.9, -0.5, 0.1], dtype=torch.float64))
+    lam, rate, n = torch.linspace(-0.5, 0.1, 20_001, dtype=torch.float64), 1 + tau**2, 20_000
+    for nodes in ((t, earlier, before), (s, t, earlier, before)):
+        _, _, *weights = adams(SASolver(3, 4, tau, **EVERYWHERE), process, tau, t, s, *nodes)
+        for power in range(len(nodes)):
+            values = rate * torch.exp(rate * (lam - 0.1)) * lam**power
+            exact = process.alpha(s) * (values[1:] + values[:-1]).sum() / 2 * 0.6 / n
+            found = sum(w * process.lam(node) ** power for w, node in zip(weights, nodes, strict=True))
+            assert math.isclose(found, exact, rel_tol=1e-6, abs_tol=1e-9)
+
+
+@PROCESSES
+def test_its_special_cases(process: Process) -> None:
+    """With one estimate ancestral sampling or DDIM; without noise UniPC's rule, which is exact for as many points."""
+    solver, times = SASolver(3, 4, 1.0, **EVERYWHERE), even(process, 3)
+    x, z, *known = torch.randn(5, 4, 2, generator=torch.Generator().manual_seed(0)).double()
+    t, s = times[2:]
+    for tau, other in ((1.0, StochasticDDIM(1.0)), (0.0, DDIM())):
+        step, _ = other.step(lambda *_: known[0], process, x, t, s, None, Given(z))
+        assert torch.allclose(solver.moved(process, tau, x, z if tau else None, t, s, [(t, known[0])]), step)
+    seen = list(zip(times.flip(0)[1:], known, strict=True))
+    assert torch.allclose(solver.moved(process, 0.0, x, None, t, s, seen), moved(process, x, s, seen[0], seen[1:]))
+
+
+@pytest.mark.parametrize(("predictor", "corrector"), [(3, 4), (2, 2)])
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0])
+def test_it_is_diffusers_sa_solver(tau: float, predictor: int, corrector: int) -> None:
+    """On the grids that diffusers chooses, and so no worse."""
+    denoiser, settings = in_the_plane(0.2), {"predictor_order": predictor, "corrector_order": corrector}
+    scheduler = diffusers.SASolverScheduler(
+        **settings, prediction_type="sample", tau_func=lambda t: torch.tensor(tau, dtype=torch.float64)
+    )
+    for steps in STEPS:
+        scheduler.set_timesteps(steps)
+        times = Cosine().time(-torch.log(scheduler.sigmas.double()))
+        other = from_noise(Theirs(scheduler), denoiser, times, 50)
+        ours = from_noise(SASolver(predictor, corrector, tau, **EVERYWHERE), denoiser, times, 50)
+        assert apart(ours, other) < 1e-6
+
+
+def test_the_interval_is_the_middle_of_the_linear_schedule() -> None:
+    """0.2 <= t <= 0.8 with beta from 0.1 to 20: log alpha = -19.9 t^2 / 4 - 0.1 t / 2."""
+    sampler = sa_solver().edits["sampler"]
+    for t, ratio in ((0.2, sampler.lowest), (0.8, sampler.highest)):
+        assert ratio == pytest.approx(math.sqrt(math.expm1(2 * (19.9 * t**2 / 4 + 0.1 * t / 2))), rel=2e-3)

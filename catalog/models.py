@@ -159,6 +159,8 @@ class Claim(Entry):
             raise ValueError(f"a claim without `untested` needs {', '.join(missing)}")
         if self.untested is None and (self.control is None) != (self.statistic == "value"):
             raise ValueError("a difference or a ratio needs a control, and a value has none")
+        if self.expect and self.kind == "equivalence" and self.expect.equal is None:
+            raise ValueError("an equivalence is expected to be equal")
         return self
 
 

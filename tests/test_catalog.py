@@ -79,6 +79,7 @@ def line_of(root: Path, file: str, text: str) -> int:
         ("metric: fd", "metric: fid", "claims[0].metric", "'fd'"),
         ("expect: {at_most: 0.0}", "expect: {}", "claims[0].expect", "exactly one of at_most"),
         ("statistic: difference", "statistic: value", "claims[0]", "a value has none"),
+        ("kind: ordering", "kind: equivalence", "claims[0]", "an equivalence is expected to be equal"),
         ("- id: ten_times", "- id: better_than_ancestral_at_few_steps #", "claims[1].id", "an earlier claim"),
     ],
 )

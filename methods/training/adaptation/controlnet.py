@@ -60,6 +60,14 @@ class HalfUnlabelled(Objective):
         return self.inner(student, teacher, x0, labels + self.n * silent, rng)
 
 
+def beside(unet: nn.Module, seed: int) -> ControlledUNet:
+    """A copy of the U-Net with a copy of its encoder beside it, whose first look at maps is drawn with the seed."""
+    assert isinstance(unet, UNet)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ControlledUNet(copy.deepcopy(unet)).to(next(unet.parameters()).device)
+
+
 @dataclass(frozen=True)
 class ControlNet(Calibrated):
     """A trainable copy of the encoder beside the frozen U-Net."""
@@ -71,13 +79,13 @@ class ControlNet(Calibrated):
     def __call__(self, module: nn.Module) -> nn.Module:
         if not isinstance(module, UNet):
             raise NothingMatched(f"{type(module).__name__} has no encoder and decoder of a U-Net")
-        return ControlledUNet(copy.deepcopy(module)).to(next(module.parameters()).device)
+        return beside(module, 0)
 
     def fit(self, recipe: Recipe, before: nn.Module, model: Model, data: TrainingSet, seed: int, report: Report) -> int:
-        assert isinstance(model.net, ControlledUNet)
+        model.net = controlled = beside(before, seed)
         x0, labels = encode(model, data.shown)
         maps = recipe.control(data.shown.images.to(x0))
-        model.net.begin()
+        controlled.begin()
         student = network(recipe, model)
         student.prompts = Prompts(torch.cat([labels, torch.full_like(labels, NULL)]), torch.cat([maps, maps]))
         fit, objective = recipe.fit.scaled(self.fraction), HalfUnlabelled(recipe.objective, len(x0))

@@ -11,20 +11,15 @@ from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
 from small import BASE, SHAPE, TECHNIQUES, recipe_of
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from methods.core.activation import tallied
 from methods.core.denoiser import NULL, Denoiser, Labels, Network
 from methods.core.process import Cosine, Process
 from methods.core.sampling import SampleNoise, UniformAngle
-from methods.deployment.distributed_inference.xdit_usp import USP
 from methods.deployment.serving.dynamic_batching import Admission, Queued
 from methods.inference.guidance_cost.adaptive_guidance import UntilAlike
 from methods.inference.ode_solver.dpm_solver_pp_2m import DPMSolverPP2M
 from methods.inference.timestep_schedule.dm_nonuniform import OptimizedTimes, bound, optimized, weights
-from methods.inference.token_reduction.todo import CoarselyAttending, ToDo, nearest
-from methods.inference.token_reduction.tome_sd import ToMe
-from methods.nets.dit import DiTConfig, SelfAttention
 from methods.training.flow.flow_matching import StraightPath
 from methods.training.guidance.classifier_free_guidance import ClassifierFree
 from methods.training.noise_process.ddpm_linear_schedule import LinearBeta
@@ -107,87 +102,6 @@ def test_rows_at_other_times_are_guided_as_nobody_knows_which_was_which() -> Non
     apart = [asked for times, asked in inner.asked if (times != times[0]).any()]
     assert apart and all(2 * (asked == NULL).sum() == len(asked) for asked in apart)
     assert counters["guidance_skipped"] == 60 - len(torch.cat([asked for _, asked in inner.asked]))
-
-
-# Tokens ---------------------------------------------------------------------------------------------------------------
-
-
-def shaken(net: nn.Module) -> nn.Module:
-    """A network none of whose layers is silent, as those that start at zero are."""
-    rng = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.add_(0.2 * torch.randn(p.shape, generator=rng))
-    return net.requires_grad_(False).eval()
-
-
-def transformer() -> nn.Module:
-    return shaken(DiTConfig(width=16, depth=2, heads=2).build((1, 8, 8), 3))
-
-
-def given(n: int = 2) -> tuple[Tensor, Tensor, Tensor]:
-    rng = torch.Generator().manual_seed(1)
-    return torch.randn(n, 1, 8, 8, generator=rng), torch.rand(n, generator=rng), torch.arange(n) % 3
-
-
-@pytest.mark.parametrize(("rows", "columns", "factor"), [(4, 4, 2), (5, 7, 2), (8, 8, 3), (3, 3, 8), (2, 6, 1)])
-def test_the_tokens_that_are_looked_at_are_the_nearest_neighbours(rows: int, columns: int, factor: int) -> None:
-    places = torch.arange(rows * columns, dtype=torch.float32).reshape(1, 1, rows, columns)
-    size = max(rows // factor, 1), max(columns // factor, 1)
-    assert (
-        nearest(rows, columns, factor).tolist() == F.interpolate(places, size=size, mode="nearest").flatten().tolist()
-    )
-
-
-def test_a_factor_of_one_is_plain_attention_to_the_bit() -> None:
-    net, images = transformer(), given()
-    with tallied() as counters:
-        assert torch.equal(ToDo(1)(net)(*images), net(*images))
-    assert counters["keys_left_out"] == 0
-
-
-def test_every_query_attends_to_the_softmax_over_the_coarse_grid() -> None:
-    """Token by token and head by head, from the layers' own weights."""
-    plain = transformer().get_submodule("blocks.0.attention")
-    assert isinstance(plain, SelfAttention)
-    x = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(2))
-    coarse = x.unflatten(1, (4, 4))[:, ::2, ::2].flatten(1, 2)
-    q, k, v = (layer(tokens).chunk(2, dim=-1) for layer, tokens in
-               ((plain.query, x), (plain.key, coarse), (plain.value, coarse)))  # fmt: skip
-    heads = [
-        torch.stack([torch.softmax(qs[:, i, None] @ ks.transpose(1, 2) / 8**0.5, -1)[:, 0, None] @ vs
-                     for i in range(16)], 1)[:, :, 0]
-        for qs, ks, vs in zip(q, k, v, strict=True)
-    ]  # fmt: skip
-    with tallied() as counters:
-        found = CoarselyAttending(plain, 4, 2)(x)
-    assert torch.allclose(found, plain.out(torch.cat(heads, -1)), atol=1e-5)
-    assert not torch.allclose(found, plain(x), atol=1e-2) and counters["keys_left_out"] == 2 * 12
-
-
-def test_where_all_tokens_of_a_cell_are_equal_nothing_is_lost() -> None:
-    plain = transformer().get_submodule("blocks.1.attention")
-    assert isinstance(plain, SelfAttention)
-    cells = torch.randn(3, 2, 2, 16, generator=torch.Generator().manual_seed(3))
-    tokens = cells.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1, 2)
-    assert torch.allclose(CoarselyAttending(plain, 4, 2)(tokens), plain(tokens), atol=1e-5)
-
-
-def test_merging_takes_the_queries_and_downsampling_the_keys() -> None:
-    """Whichever is applied first."""
-    net, images = transformer(), given()
-    one, other = ToMe(0.5)(ToDo(2)(net)), ToDo(2)(ToMe(0.5)(net))
-    with tallied() as counters:
-        first = one(*images)
-    assert torch.equal(first, other(*images)) and first.isfinite().all()
-    assert counters["tokens_merged"] == 2 * 2 * 8 and counters["keys_left_out"] == 2 * 2 * 12
-    assert not torch.allclose(first, ToDo(2)(net)(*images), atol=1e-3)
-
-
-@pytest.mark.parametrize(("ulysses", "ring"), [(2, 1), (1, 2), (2, 2)])
-def test_parts_that_share_the_tokens_out_attend_to_the_same_coarse_grid(ulysses: int, ring: int) -> None:
-    coarse, images = ToDo(2)(transformer()), given()
-    assert torch.allclose(USP(ulysses, ring)(coarse)(*images), coarse(*images), atol=1e-5)
 
 
 # Steps ----------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Where guidance, tokens, steps, weight and bits are spent, against closed forms and by hand."""
+"""Where guidance, steps and weight are spent, against closed forms and by hand."""
 
 import math
 from collections.abc import Sequence

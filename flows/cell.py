@@ -122,7 +122,7 @@ class Spec:
     @property
     def mirrored(self) -> str:
         """That training sees the mirror images too, in words; empty if it does not."""
-        return " mirrored" if self.bed.augment is not None and self.bed.augment.flip else ""
+        return " mirrored" if flips(self.bed) else ""
 
     @property
     def passed(self) -> str:
@@ -221,9 +221,14 @@ def source(bed: str) -> str:
     return loaded.source if isinstance(loaded, data.Images) else loaded.name
 
 
+def flips(bed: Bed) -> bool:
+    """Whether training sees the mirror image of every image as well."""
+    return bed.augment is not None and bed.augment.flip
+
+
 def training_set(bed: Bed) -> TrainingSet:
-    """What training on a bed is given; where the bed says so, the mirror image of every image as well."""
-    return _training_set(bed.name, bed.augment is not None and bed.augment.flip)
+    """What training on a bed is given, mirror images included where the bed asks for them."""
+    return _training_set(bed.name, flips(bed))
 
 
 @cache

@@ -53,8 +53,8 @@ def test_a_technique_samples_there_what_it_samples_here(
         pytest.skip(str(error))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     apart = (there - drawn(recipe, path)).abs().mean().item()
-    rounded = TECHNIQUES[id].family in ("quantization", "precision")
-    assert there.isfinite().all() and apart < (COARSE if rounded else CLOSE), apart
+    assert there.isfinite().all()
+    assert apart < (COARSE if TECHNIQUES[id].family == "quantization" else CLOSE)
 
 
 def test_the_exact_denoiser_samples_there_what_it_samples_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,9 +40,10 @@ from flows import (
     train,
 )
 from flows.agenda import Errand, Item, Row
-from flows.cell import Spec, Workplace
+from flows.cell import Spec, Workplace, training_set
 from flows.records import Damaged, read_json
 from flows.scale import Resting
+from flows.score import identity
 from flows.study import Effort
 from methods.core.errors import Conflict
 from methods.core.identity import training_fingerprint
@@ -67,6 +68,18 @@ def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny(methods: dict[str, dict[str, float]], steps: int | None = 4) -> Spec:
     asked = KNOWN.canonical(Cell(methods=methods, steps=steps), "digits")
     return Spec(KNOWN, KNOWN.bed("digits"), asked, ((0, 0), (0, 1)), budget=0.005, fidelity=False)
+
+
+def test_where_a_bed_flips_training_sees_mirror_images_and_weights_say_so() -> None:
+    plain = KNOWN.bed("digits")
+    assert plain.augment is not None
+    flipping = plain.model_copy(update={"augment": plain.augment.model_copy(update={"flip": True})})
+    one, both = training_set(plain), training_set(flipping)
+    assert torch.equal(both.images, torch.cat([one.images, one.images.flip(3)]))
+    assert torch.equal(both.labels, torch.cat([one.labels, one.labels]))
+    specs = [Spec(KNOWN, bed, Cell(methods={}), ((0, 0),)) for bed in (plain, flipping)]
+    assert len({training_fingerprint(each.recipe, each.context(0)) for each in specs}) == 2
+    assert len({identity(each, "data", "extractor") for each in specs}) == 2
 
 
 @pytest.mark.parametrize("id", [id for id, entry in KNOWN.techniques.items() if "digits" in entry.beds])

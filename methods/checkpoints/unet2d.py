@@ -2,7 +2,7 @@
 
 Both are one recursion: a level wraps what lies below it. Diffusers writes it as two lists and a stack of skips, so the
 layers themselves are taken over and hung up in the order of the recursion, and the same operations run. Caches find
-`level.below`, tokens are in `Attention`, layers are what they were.
+`level.below` and the way down, tokens are in `Attention`, layers are what they were.
 
 Limits: no NCSN++ or K blocks, no learned or Fourier embedding of the time, classes only by their number. Of a network
 that predicts a variance too, the variance is left out.
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from methods.checkpoints.errors import Unusable
 from methods.checkpoints.schedule import Discrete, Timestep
-from methods.nets.unet import Attention, UNet, UNetConfig
+from methods.nets import unet
+from methods.nets.unet import Attention, Below, Level, UNet, UNetConfig
 
 BLOCKS = {"DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"}
 ONLY: dict[str, tuple[Any, ...]] = {
@@ -52,11 +53,11 @@ class Part(nn.Module):
         return self.attention(self.block(x, condition))
 
 
-class SkippingLevel(nn.Module):
+class SkippingLevel(Level):
     """One resolution. Every block on the way up sees what one on the way down made, the last what came in."""
 
     def __init__(self, down: nn.ModuleList, below: nn.Module, up: nn.ModuleList) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.down, self.below, self.up = down, below, up
 
     def forward(self, x: Float[Tensor, "b i h w"], condition: Float[Tensor, "b e"]) -> Float[Tensor, "b c h w"]:
@@ -69,27 +70,33 @@ class SkippingLevel(nn.Module):
         return x
 
 
-class Resized(nn.Module):
-    """The way to half the resolution and back; a residual block on the way is told the condition."""
+class Resizing(nn.Module):
+    """A layer to half or twice the resolution; where it is a residual block, it is told the condition."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Float[Tensor, "b c h w"], condition: Float[Tensor, "b e"]) -> Float[Tensor, "b d y z"]:
+        return self.layer(x, condition) if hasattr(self.layer, "time_emb_proj") else self.layer(x)
+
+
+class Resized(Below):
+    """The way to half the resolution and back."""
 
     def __init__(self, down: nn.Module, level: nn.Module, up: nn.Module) -> None:
-        super().__init__()
-        self.down, self.level, self.up = down, level, up
+        nn.Module.__init__(self)
+        self.down, self.level, self.up = Resizing(down), level, Resizing(up)
 
     def forward(self, x: Float[Tensor, "b c h w"], condition: Float[Tensor, "b e"]) -> Float[Tensor, "b d h w"]:
-        below = self.level(_resized(self.down, x, condition), condition)
-        return _resized(self.up, below, condition)
+        return self.up(self.level(self.down(x, condition), condition), condition)
 
 
-def _resized(layer: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
-    return layer(x, condition) if hasattr(layer, "time_emb_proj") else layer(x)
-
-
-class Middle(nn.Module):
+class Middle(unet.Middle):
     """The lowest resolution: residual blocks, each with the attention before the next; none at all passes x on."""
 
     def __init__(self, block: Any) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         pairs = [] if block is None else zip(block.resnets, [*block.attentions, None], strict=True)
         self.parts = nn.ModuleList(Part(resnet, attention) for resnet, attention in pairs)
 

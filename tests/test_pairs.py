@@ -20,7 +20,9 @@ BRIEF = {
     "gotta_go_fast": {"tolerance": 5.0}, "efficientdm": {"buckets": 2}, "svdquant": {"strengths": 1},
     "sfd": {"substeps": 2}, "dmd": {"teacher_steps": 2}, "kd_denoising_student": {"teacher_steps": 2},
     "reflow": {"teacher_steps": 2}, "xdit_usp": {"ring": 1}, "adm_unet": {"blocks": 1, "width": 8, "head": 8},
-    "simple_diffusion": {"deepest": 1, "width": 8},
+    "simple_diffusion": {"deepest": 1, "width": 8}, "dit": {"depth": 2}, "u_vit": {"pairs": 1},
+    "linear_attention_dit": {"depth": 2}, "maskdit": {"depth": 2}, "deferred_masking": {"depth": 2, "mixer": 1},
+    "denoising_task_routing": {"depth": 2}, "timestep_early_exit": {"depth": 4},
 }  # fmt: skip
 """Parameters that make a technique quick, beside those that make it small."""
 QUANTIZERS = (

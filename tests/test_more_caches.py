@@ -359,6 +359,7 @@ def test_a_block_runs_when_its_changes_since_it_last_ran_exceed_the_threshold() 
     assert runs([0.1, 0.1, 0.9, 0.1, 0.1, 0.1], 0.5) == [0, 3]
     assert runs([0.1] * 5, 0.0) == [0, 1, 2, 3, 4, 5]
     assert runs([0.1, float("inf"), 0.1], 0.5) == [0, 2]
+    assert runs([0.1, float("nan"), 0.1, 0.1], 0.5) == [0, 2], "what adds nothing has no relative change"
     assert len(schedule([0.1], 1.0)) == CALLS and schedule([0.1], 1.0)[2:].all(), "what was not measured runs"
 
 

@@ -278,13 +278,13 @@ def test_a_step_ends_with_the_variance_it_would_have_had_without_the_error() -> 
     times, x = torch.tensor([0.7, 0.5, 0.0]).double(), torch.full((n, 1, 2, 2), 0.5)
     fresh, c = posterior(process, 1.0, *times[:2])[2], error_factor(process, 1.0, *times[:2])[0]
 
-    def spread(variance: float, known: float) -> float:
+    def spread(variance: float, known: float, bounds: tuple[float, float] | None = None) -> float:
         """The variance after the first step, in units of that of its fresh noise."""
         correction = Correction(torch.device("cpu"))
         correction.variance.fill_(known)
         net, seen = correction.correcting(Erring(variance)), list[Tensor]()
         net.register_forward_pre_hook(lambda part, given: seen.append(given[0]))
-        denoiser = Network(net, process, Noise(), None)
+        denoiser = Network(net, process, Noise(), bounds)
         CalibratedVariance(1.0)(denoiser, x, times, None, SampleNoise(range(n)))
         return (seen[1].var() / fresh**2).item()
 
@@ -294,6 +294,8 @@ def test_a_step_ends_with_the_variance_it_would_have_had_without_the_error() -> 
         assert abs(spread(variance, 0.0) - 1 - share) < 0.06, "uncalibrated, variances add up"
         assert abs(spread(variance, variance) - 1) < 0.06
     assert spread(0.0, 2 * fresh**2 / c**2) < 1e-6
+    added = posterior(process, 1.0, *times[:2])[1]
+    assert abs(spread(0.0, 2 * fresh**2 / c**2, (-0.1, 0.1)) - 1 + (0.2 * added / fresh) ** 2) < 0.05, "clipped"
 
 
 class Erring(nn.Module):

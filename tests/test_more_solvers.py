@@ -316,7 +316,7 @@ def test_its_special_cases(process: Process) -> None:
     assert torch.allclose(solver.moved(process, 0.0, x, None, t, s, seen), moved(process, x, s, seen[0], seen[1:]))
 
 
-@pytest.mark.parametrize(("predictor", "corrector"), [(3, 4), (2, 2)])
+@pytest.mark.parametrize(("predictor", "corrector"), [(3, 4), (2, 2), (4, 2)])
 @pytest.mark.parametrize("tau", [0.0, 0.5, 1.0])
 def test_it_is_diffusers_sa_solver(tau: float, predictor: int, corrector: int) -> None:
     """On the grids that diffusers chooses, and so no worse."""

@@ -5,9 +5,10 @@ U the first r principal directions of the answers: no other loses less (Eckart a
 r channels, and one of a single pixel back. Without inputs to listen to, the directions are those of the weights.
 
 Source: Roy, Biswas, Roy 2025 "SlimDiff" (2509.21498), training-free truncation of W C^{1/2}, C = E[x x^T] over noise
-levels; with the directions read off the answers, whose covariance is W C W^T, as in Zhang et al. 2015 (1505.06798).
+levels; with the directions read off the answers, of second moment W C W^T, after Zhang et al. 2015 (1505.06798).
 Limits: SlimDiff factors queries with keys and values with outputs, selects rows in feed-forward parts, and deals out
-ranks by influence under one budget; here each layer but the first and the last keeps the same share of its own.
+ranks by influence under one budget; here each layer but the first and the last keeps the same share of its own. The
+mean of the answers is not taken off before.
 Cost: two batches of samples, and four batches of evaluations.
 """
 

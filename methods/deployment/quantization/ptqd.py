@@ -9,8 +9,8 @@ residual variance taken from that of the step; coefficients compared with `ddim.
 official code. Ranges of the least square error on its own sampling's states, as in Shang et al. 2023 (2211.15736).
 Limits: one width of bits at all steps, without the choice by signal-to-noise ratio; roundings to the nearest, where the
 code learns them. The bias is that of the residual, as in the paper; the code subtracts that of the whole error, and
-also renews the direction of a step for its smaller variance. Clipped estimates of x_0 stay clipped. Guidance changes
-the error, and conflicts. All arithmetic is simulated.
+also renews the direction of a step for its smaller variance. Estimates of x_0 are clipped here, not in the code, and an
+error is passed on no further than their bounds. Guidance changes the error, and conflicts. All arithmetic is simulated.
 Cost: two batches of samples, evaluated once more by the quantized network.
 """
 
@@ -80,6 +80,8 @@ class CalibratedVariance(Sampler):
             if s > 0:
                 (passed_on,) = error_factor(denoiser.process, self.eta, t, s)
                 there = passed_on**2 * error[bucket(denoiser.process.angle(t))].item()
+                if denoiser.bounds is not None:
+                    there = min(there, (added * (denoiser.bounds[1] - denoiser.bounds[0])) ** 2)
                 count("variances_calibrated", min(fresh, there) > 0)
                 x = combine(1.0, x, max(0.0, fresh**2 - there) ** 0.5, noise(tuple(x.shape[1:])))
         return x

@@ -6,7 +6,8 @@ while images are sampled; then what a block adds is kept until those since it ra
 Source: Wimbauer et al. 2024 "Cache Me if You Can: Accelerating Diffusion Models through Block Caching" (2312.03209),
 eqs. 4 to 7; the sum of eq. 7 is read as the change from when a block ran to now.
 Limits: blocks of a DiT stand for the paper's spatial transformers in a U-Net. The scale and shift that it trains for
-cached blocks are left out, as in the rows "caching" of its table 1. Needs a sampler that walks the grid in order.
+cached blocks are left out, as in its table 1's rows "caching". A schedule is that of a sampler and a grid; where they
+are fitted too, DDIM on even angles stands for them. Needs a sampler that walks the grid in order.
 Cost: two batches of samples.
 """
 
@@ -28,8 +29,7 @@ from methods.core.recipe import Method, Recipe, edit
 from methods.core.sampling import Solver
 from methods.core.surgery import Stage, rewrite_type
 from methods.deployment.quantization._calibration import asked_while_sampling
-from methods.inference.feature_caching.delta_dit import WHOLE_BLOCKS
-from methods.inference.feature_caching.teacache import change
+from methods.inference.feature_caching._blocks import BLOCKS, change
 from methods.nets.dit import Block, DiTConfig
 
 CALLS = 1000
@@ -41,7 +41,7 @@ def schedule(changes: Sequence[float], threshold: float) -> Bool[Tensor, "n"]:
     whole, drift = [True], 0.0
     for moved in changes[: CALLS - 1]:
         drift += moved
-        whole.append(drift > threshold)
+        whole.append(not drift <= threshold)  # what has no number is no reason to wait
         drift = 0.0 if whole[-1] else drift
     return torch.tensor(whole + [True] * (CALLS - len(whole)))
 
@@ -97,7 +97,7 @@ class BlockCaching(Calibrated):
 
     threshold: float
     stage: ClassVar[Stage] = Stage.REUSE
-    does: ClassVar[str | None] = WHOLE_BLOCKS
+    does: ClassVar[str | None] = BLOCKS
 
     def __call__(self, module: nn.Module) -> nn.Module:
         return rewrite_type(module, Block, BlockCached)  # pyright: ignore[reportArgumentType]

@@ -7,9 +7,9 @@ outlines, which sampling draws first, rear ones on details: so the rear is skipp
 Source: Chen et al. 2024 "Delta-DiT: A Training-Free Acceleration Method Tailored for Diffusion Transformers"
 (2406.01125), section 4: Delta-Cache, and its stage-adaptive use with the boundary b.
 Limits: no official code is known. The boundary is a noise level, which on an even grid is the paper's share b / T of
-the steps. Period and share are chosen here: with b they give the paper's factor of 1.6. Counts network calls, so a
-solver of two evaluations a step halves the period in steps. Needs a sampler that walks the grid in order; a batch of
-another size than the last begins anew.
+the steps; it moves no cost. Period and share are chosen here to save what the paper saves, 1.6. Counts network calls,
+so a solver of two evaluations a step halves the period in steps. Needs a sampler that walks the grid in order; a batch
+of another size than the last begins anew.
 """
 
 import copy
@@ -27,10 +27,8 @@ from methods.core.errors import NothingMatched
 from methods.core.recipe import Method, edit
 from methods.core.sampling import Solver
 from methods.core.surgery import Stage, Transform
+from methods.inference.feature_caching._blocks import BLOCKS
 from methods.nets.dit import DiT, DiTConfig
-
-WHOLE_BLOCKS = "cache what whole blocks of a transformer add"
-"""What cannot be done twice: the outer cache would not call the inner one at every step."""
 
 
 class DeltaCached(Remembering):
@@ -86,7 +84,7 @@ class DeltaDiT(Transform):
     share: float
     boundary: float
     stage: ClassVar[Stage] = Stage.REUSE
-    does: ClassVar[str | None] = WHOLE_BLOCKS
+    does: ClassVar[str | None] = BLOCKS
 
     def __call__(self, module: nn.Module) -> nn.Module:
         module = copy.deepcopy(module)

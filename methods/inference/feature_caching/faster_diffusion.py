@@ -9,8 +9,8 @@ Source: Li et al. 2024 "Faster Diffusion: Rethinking the Role of the Encoder for
 Limits: between key steps the network does not see x_t, so the paper decodes such steps in one batch; here they run one
 after another, and only the operations saved can be shown. Its prior noise injection, a bit of the first noise added to
 x_t in the second half, would take the sampler's slot, and is left out. Key steps count network calls; the paper has
-them for 50, and here every tenth is one beyond. A control network's own encoder runs at every step. Needs a sampler
-that walks the grid in order.
+them for 50 and, the same first ones, for 20; every tenth beyond 50 is ours. A control network's own encoder runs at
+every step. Needs a sampler that walks the grid in order.
 """
 
 import copy

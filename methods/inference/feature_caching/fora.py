@@ -18,6 +18,7 @@ from torch import nn
 from methods.core.recipe import Method, edit
 from methods.core.sampling import Solver
 from methods.core.surgery import Stage, Transform, rewrite_type
+from methods.inference.feature_caching._blocks import BLOCKS
 from methods.inference.feature_caching._shared import Cached
 from methods.nets.dit import Block, DiTConfig
 
@@ -28,6 +29,7 @@ class FORA(Transform):
 
     period: int
     stage: ClassVar[Stage] = Stage.REUSE
+    does: ClassVar[str | None] = BLOCKS
 
     def __call__(self, module: nn.Module) -> nn.Module:
         return rewrite_type(module, Block, self.reusing)

@@ -25,6 +25,7 @@ from methods.core.denoiser import Remembering
 from methods.core.recipe import Method, edit
 from methods.core.sampling import Solver
 from methods.core.surgery import Stage, Transform, rewrite_type
+from methods.inference.feature_caching._blocks import BLOCKS
 from methods.nets.dit import Block, DiTConfig
 
 
@@ -77,6 +78,7 @@ class TaylorSeer(Transform):
     order: int
     warmup: int
     stage: ClassVar[Stage] = Stage.REUSE
+    does: ClassVar[str | None] = BLOCKS
 
     def __call__(self, module: nn.Module) -> nn.Module:
         return rewrite_type(module, Block, self.forecasting)

@@ -24,14 +24,10 @@ from methods.core.models import Model, encode, network
 from methods.core.recipe import Method, Recipe, edit
 from methods.core.sampling import Solver, UniformAngle
 from methods.core.surgery import Stage, rewrite_path
+from methods.inference.feature_caching._blocks import BLOCKS, change
 from methods.nets.dit import DiT, DiTConfig, modulate
 
 STEPS, DEGREE = 50, 4
-
-
-def change(old: Float[Tensor, "b *s"], new: Float[Tensor, "b *s"]) -> Float[Tensor, "b"]:
-    """mean |new - old| / mean |old|, for every sample."""
-    return (new - old).abs().flatten(1).mean(1) / old.abs().flatten(1).mean(1)
 
 
 def powers(x: Float[Tensor, "b"]) -> Float[Tensor, "b d"]:
@@ -90,6 +86,7 @@ class TeaCache(Calibrated):
 
     threshold: float
     stage: ClassVar[Stage] = Stage.REUSE
+    does: ClassVar[str | None] = BLOCKS
 
     def __call__(self, module: nn.Module) -> nn.Module:
         return rewrite_path(module, "blocks", lambda blocks: nn.ModuleList([TeaCached(blocks, self.threshold)]))  # pyright: ignore

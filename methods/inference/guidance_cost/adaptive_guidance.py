@@ -5,12 +5,12 @@ much it still does shows in the angle between the estimates with and without the
 
 Source: Castillo et al. 2023 "Adaptive Guidance: Training-free Acceleration of Conditional Diffusion Models"
 (2312.12487), the abstract; the rule, cosine > threshold and then conditional steps to the end, as in public ports to
-ComfyUI (asagi4/ComfyUI-Adaptive-Guidance), and the paper's threshold 0.991 as notes on one of them give it.
-Limits: the cosine is that of the two estimates of x_0, as those ports take it. The paper takes the noise, but where the
-first step of a chain is nearly pure noise both predictions of it are x_t itself, and guidance would never begin. Every
-sample decides for itself. A decision is forgotten where the noise rises again, and not made where a call asks for
-several times at once, as servers and parallel samplers do. LinearAG, which extrapolates past evaluations with fitted
-coefficients, is left out.
+ComfyUI (asagi4/ComfyUI-Adaptive-Guidance); the paper's threshold 0.991 by the manual of another (CFG Megapack).
+Limits: the cosine is that of the two estimates of x_0, as those ports take it, after they are clipped. The paper takes
+the noise, but where the first step of a chain is nearly pure noise both predictions of it are x_t itself, and guidance
+would never begin. Every sample decides for itself. A decision is forgotten where the noise rises again, and not made
+where a call asks for several times at once, as servers and parallel samplers do. LinearAG, which extrapolates past
+evaluations with fitted coefficients, is left out.
 """
 
 from dataclasses import dataclass

@@ -8,7 +8,8 @@ Source: Xue et al. 2023 "SA-Solver: Stochastic Adams Solver for Fast Sampling of
 to 18 on x_0 with constant tau in an interval, two estimates rescaled as in appendix D. As in the official code,
 `sample_few_steps`: orders three and four, lower ones at both ends, one evaluation a step, and noise where a step ends
 at 0.2 <= t <= 0.8 of the linear schedule, written here in sigma / alpha.
-Limits: its variant for many steps, which is not rescaled and evaluates once more at the end, is left out.
+Limits: its variant for many steps, which is not rescaled and evaluates twice more at the end, is left out, and so is a
+second evaluation after every correction.
 """
 
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class SASolver(Sampler):
             if i + 1 == last:
                 return predicted
             count("corrections", len(x))
-            seen = [(s, denoiser(predicted, s, labels)), *seen[: self.corrector]]
+            seen = [(s, denoiser(predicted, s, labels)), *seen[: max(self.predictor, self.corrector) - 1]]
             x = self.moved(denoiser.process, tau, x, z, t, s, seen[: min(self.corrector, left + 1)])
         return x
 

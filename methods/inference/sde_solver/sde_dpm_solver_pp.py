@@ -6,7 +6,8 @@ place of the constant, and what noise a step must add is known.
 
 Source: Lu et al. 2022 "DPM-Solver++" (2211.01095), SDE-DPM-Solver++(2M), with the same D as algorithm 2; first order in
 the first and the last step, and no noise in the last, as in diffusers' `sde-dpmsolver++`.
-Limits: the singlestep variant, and the third order of k-diffusion, which no paper describes, are left out.
+Limits: versions that predict the noise, the other form of D (heun), and the third order of k-diffusion, which no paper
+describes, are left out.
 """
 
 from dataclasses import dataclass

@@ -8,7 +8,8 @@ Source: Song et al. 2021 "Maximum Likelihood Training of Score-Based Diffusion M
 weighting and importance sampling; both losses and the inverse of the cumulated weight as in the official code,
 `losses.py` and `sde_lib.py`. Since g^2 / sigma^2 is the fall of the log SNR, 2 |lam'(t)|, times drawn in proportion to
 it are even in lam, for any process, and need no search for the inverse.
-Limits: times end where sampling starts, beyond which lam has no end here, and begin at `smallest`, as the paper's do.
+Limits: times end where sampling starts, beyond which lam has no end here, and begin at `smallest`, where the noise is
+that of the paper's first time, sigma = 0.001.
 Losses are divided by the mean weight Z, which importance sampling leaves out in the official code too. Variational
 dequantization, and the terms of the bound that do not depend on the network, are left out.
 """
@@ -74,7 +75,7 @@ class Likelihood(Loss):
         return Bound(recipe, ByLikelihood(self.smallest, self.importance))
 
 
-def likelihood_weighting(importance: int = 1, smallest: float = 1e-5) -> Method:
+def likelihood_weighting(importance: int = 1, smallest: float = 6.4e-4) -> Method:
     """Train on the likelihood bound, its times from `smallest` on drawn by `importance` (1) or evenly (0)."""
     loss = Likelihood(importance, smallest)
     return edit(needs={"times": UniformTimes, "weight": UnitOnTarget}, loss=loss)

@@ -188,11 +188,14 @@ def test_a_token_is_mixed_with_its_eight_neighbours_or_with_none() -> None:
         assert [tuple(place) for place in moved.nonzero().tolist()] == reached
 
 
-def test_without_neighbours_and_positions_a_linear_dit_cannot_tell_places_apart() -> None:
-    """Moving the patches about moves its answer about; with the 3x3 convolution it does not."""
+def test_a_linear_dit_without_neighbours_is_told_places_and_else_could_not_tell_them_apart() -> None:
+    """Moving the patches about moves its answer about; with positions or the 3x3 convolution it does not."""
     x, u, labels = asked()
-    for kernel, same in ((1, True), (3, False)):
+    for kernel, told, same in ((1, False, True), (1, True, False), (3, True, False)):
         net = shaken(LinearDiTConfig(width=16, depth=2, kernel=kernel).build(SHAPE, CLASSES))
+        position = net.get_buffer("position")
+        assert (position.abs().sum() > 0) == (kernel == 1)
+        position.mul_(told)
         turned = net(x.roll((2, 2), (2, 3)), u, labels).roll((-2, -2), (2, 3))
         assert torch.allclose(turned, net(x, u, labels), atol=1e-5) == same
 

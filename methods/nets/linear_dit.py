@@ -6,13 +6,14 @@ of Katharopoulos et al. 2020, 2006.16236), Mix-FFN, no positional embedding.
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.core.activation import count
 from methods.core.recipe import NetConfig
-from methods.nets.dit import Block, Head
+from methods.nets.dit import Block, Head, positions
 from methods.nets.embedding import Conditioning
 
 EPS = 1e-8
@@ -72,7 +73,12 @@ class LinearBlock(Block):
 
 
 class LinearDiT(nn.Module):
-    """(x [b, c, h, w], u [b] or what its conditioning takes, labels [b]) -> prediction of x's shape."""
+    """(x [b, c, h, w], u [b] or what its conditioning takes, labels [b]) -> prediction of x's shape.
+
+    Convolutions know where a patch lies; without them, a kernel of 1, fixed positions are added as in a DiT.
+    """
+
+    position: Tensor
 
     def __init__(self, shape: tuple[int, int, int], classes: int, config: "LinearDiTConfig") -> None:
         super().__init__()
@@ -81,11 +87,13 @@ class LinearDiT(nn.Module):
         self.tokens = nn.Conv2d(shape[0], config.width, config.patch, stride=config.patch)
         self.blocks = nn.ModuleList(LinearBlock(self.grid, config) for _ in range(config.depth))
         self.head = Head(config.width, shape[0], config.patch)
+        told = positions(*self.grid, config.width) if config.kernel == 1 else torch.zeros(1, config.width)
+        self.register_buffer("position", told, persistent=False)
 
     def forward(self, x: Float[Tensor, "b c h w"], u: Float[Tensor, "b *k"], labels: Int[Tensor, "b"]
                 ) -> Float[Tensor, "b d h w"]:  # fmt: skip
         condition = self.conditioning(u, labels)
-        h = self.tokens(x).flatten(2).transpose(1, 2)
+        h = self.tokens(x).flatten(2).transpose(1, 2) + self.position
         for block in self.blocks:
             h = block(h, condition)
         pixels = self.head(h, condition).transpose(1, 2)  # [b, c p p, n]

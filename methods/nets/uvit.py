@@ -1,7 +1,7 @@
 """A vision transformer for which noise level, class and patches are all tokens, with long skips across its middle.
 
 Source: Bao et al. 2022 "All are Worth Words" (2209.12152), section 3 and figure 1; sizes of initial weights as in its
-official code.
+official code, whose standard deviation of 0.02 for linear layers belongs to 512 channels.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from methods.nets.embedding import Conditioning, sinusoid
 
 EXTRAS = 2
 """Tokens that are no patches: noise level and class."""
-STD = 0.02
+STD, CHANNELS = 0.02, 512
 
 
 class SideBySide(Conditioning):
@@ -64,14 +64,14 @@ class UViT(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.pixels = nn.Linear(width, shape[0] * config.patch**2)
         self.smooth = nn.Conv2d(shape[0], shape[0], 3, padding=1)
-        self.initialise()
+        self.initialise(STD * (CHANNELS / width) ** 0.5)
 
-    def initialise(self) -> None:
+    def initialise(self, std: float) -> None:
         """Truncated normals for positions and linear layers, whose biases are zero."""
         nn.init.trunc_normal_(self.position, std=STD)
         for part in self.modules():
             if isinstance(part, nn.Linear):
-                nn.init.trunc_normal_(part.weight, std=STD)
+                nn.init.trunc_normal_(part.weight, std=std)
                 nn.init.zeros_(part.bias)
 
     def forward(self, x: Float[Tensor, "b c h w"], u: Float[Tensor, "b *k"], labels: Int[Tensor, "b"]

@@ -6,8 +6,9 @@ fixed, falling function of the noise level; a short fine-tuning with the same ex
 Source: Moon et al. 2024 "A Simple Early Exiting Framework for Accelerated Sampling in Diffusion Models" (2408.05927),
 adaptive score estimation: the schedule of five stages in `DiT/drop_scheduler.py` of the official code (28 blocks near
 the data, 12 of 28 near noise), and its fine-tuning at a tenth of the learning rate with averaged weights.
-Limits: the loss is not weighted anew over levels, as in the code that is public. A batch of several levels, as in that
-code, runs the blocks of the row that needs most, and each row keeps what its own left. Stages are even in the angle u
+Limits: the loss is not weighted anew over levels, as in the code that is public, whose command freezes what embeds the
+time; here all is tuned. A batch of several levels runs the blocks of the row that needs most, and each row keeps what
+its own left. Stages are even in the angle u
 in which networks are told the noise level; one that is told it in another unit, as average velocities are, never exits.
 Cost: the fine-tuning, `fraction` of the base training.
 """

@@ -9,7 +9,8 @@ Source: Xie et al. 2024 "SANA: Efficient High-Resolution Image Synthesis with Li
 `GLUMBConv` of its official code. Network in `methods/nets/linear_dit.py`.
 Limits: the transformer alone. The autoencoder with 32 times fewer positions a side, the language model that reads
 prompts, and the flow solver are other parts of that system; a class is told through adaptive layer norm, as in its
-variant `SanaMSAdaLN`, and there is no cross-attention. A choice among kernels of softmax attention is refused.
+variant `SanaMSAdaLN`, but zero at the start as in a DiT, and there is no cross-attention. Without local mixing it is
+told positions, for nothing else would know them. A choice among kernels of softmax attention is refused.
 """
 
 from methods.core.recipe import Method, edit

@@ -6,8 +6,10 @@ added where they cost little, at the lowest resolution alone.
 
 Source: Hoogeboom, Heek, Salimans 2023 "simple diffusion: End-to-end diffusion for high resolution images" (2301.11093):
 the shifted cosine schedule, the multiscale training loss, the scaling of the lowest resolution of the U-Net.
+Steps are even in the time of the shifted schedule, so that sampling walks the levels that training is about.
 Limits: no dropout, which has no seed of its own here. The first layers that lower the resolution, its fourth finding,
-are `patched_pixel_diffusion` and `wavelet_diffusion`, which it goes with. The U-Net, not the U-ViT of the largest runs.
+are `patched_pixel_diffusion` and `wavelet_diffusion`, which it goes with. The U-Net, not the U-ViT of the largest runs,
+and it predicts the noise, where the paper prefers the velocity; the loss is on what the network predicts.
 """
 
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from methods.core.activation import count
 from methods.core.objective import Loss
 from methods.core.recipe import Method, Recipe, edit
 from methods.nets.deep_unet import DeepUNetConfig
+from methods.training.noise_process._shared import UniformTime
 from methods.training.noise_process.resolution_shifted_schedule import ShiftedCosine
 from methods.training.objective._shared import Altered
 
@@ -59,5 +62,6 @@ class Multiscale(Loss):
 def simple_diffusion(ratio: float = 0.5, coarsest: int = 4, width: int = 16, deepest: int = 4) -> Method:
     """Noise as of an image `ratio` of the size, losses from `coarsest` pixels, `deepest` blocks at the lowest level."""
     return edit(
-        process=ShiftedCosine(1 / ratio), loss=Multiscale(coarsest), net=DeepUNetConfig(width=width, deepest=deepest)
-    )
+        process=ShiftedCosine(1 / ratio), loss=Multiscale(coarsest), net=DeepUNetConfig(width=width, deepest=deepest),
+        grid=UniformTime(),
+    )  # fmt: skip

@@ -5,9 +5,10 @@ the long skips hand the deep blocks the low-level features that it needs; down- 
 
 Source: Bao et al. 2022 "All are Worth Words: A ViT Backbone for Diffusion Models" (2209.12152), section 3: the skip by
 concatenation and a linear layer, learned positions, a 3x3 convolution last; network in `methods/nets/uvit.py`.
-Limits: the noise level passes through two layers before it is a token, which the official code offers as an option.
-Extra tokens come after the patches and not before them, which learned positions make no difference of. On pixels unless
-combined with `latent_diffusion`.
+Limits: the noise level passes through two layers before it is a token, an option of the official code that none of its
+settings uses; queries, keys and values have biases, which theirs have not. Weights begin larger, as the root of the
+width is smaller than there. Extra tokens come after the patches and not before them, which learned positions make no
+difference of. On pixels unless combined with `latent_diffusion`.
 """
 
 from methods.core.recipe import Method, edit

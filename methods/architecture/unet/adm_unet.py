@@ -5,8 +5,9 @@ it; noise level and class scale and shift the norms instead of being added; and 
 
 Source: Dhariwal and Nichol 2021 "Diffusion Models Beat GANs on Image Synthesis" (2105.05233), section 3 with tables 1
 to 3, and adaptive group normalisation; network in `methods/nets/adm.py`.
-Limits: adaptive norms, and two of its blocks, are in the baseline's U-Net already, so that the control of a claim takes
-them away. The network predicts no variance. Heads have 16 channels, for 64 are more than a level here has.
+Limits: adaptive norms are in the baseline's U-Net already, so that the control of a claim takes them away; it has fewer
+parameters then, as in the official code. The network predicts no variance. Heads have 16 channels, for 64 are more than
+a level here has.
 """
 
 from methods.core.recipe import Method, edit

@@ -26,9 +26,10 @@ def products(t: np.ndarray, g: np.ndarray, u: np.ndarray, h: np.ndarray) -> np.n
 
 
 def coefficients(times: np.ndarray, gammas: np.ndarray, time: float, gamma: float) -> np.ndarray:
-    """What to take of each snapshot for the profile that is closest to the one asked for."""
+    """What to take of each snapshot, in all 1, for the profile that is closest to the one asked for."""
     wanted = products(times, gammas, np.array([time]), np.array([gamma]))
-    return np.linalg.solve(products(times, gammas, times, gammas), wanted)[:, 0]
+    found = np.linalg.solve(products(times, gammas, times, gammas), wanted)[:, 0]
+    return found / found.sum()
 
 
 class Snapshots(nn.Module):

@@ -7,10 +7,11 @@ Source: Wang et al. 2023 "Patch Diffusion: Faster and More Data-Efficient Traini
 section 3 (patch-wise score matching, coordinate conditioning, stochastic patch sizes); coordinates, probabilities, two
 crops of half the side and four of a quarter for a whole image, and a loss summed over pixels as in the official code.
 Limits: the further crops are of the same images, where the official code takes further images, so that images seen are
-what they are for the baseline. Three sizes in every space, and fewer where a quarter of a side is no pixel.
+what they are for the baseline. Of every twenty steps each size has its share, so that a short training costs per step
+what a long one does. Three sizes in every space, and fewer where a quarter of a side is no pixel.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +23,9 @@ from methods.core.objective import Loss, Objective, Regression
 from methods.core.recipe import Method, Recipe, edit
 from methods.nets.placed_unet import PlacedUNetConfig, located
 from methods.nets.unet import UNetConfig
+
+DECK = 20
+"""Steps among which the sizes are dealt out by their probabilities."""
 
 
 def cropped(x: Float[Tensor, "b k h w"], parts: int, rng: torch.Generator) -> Float[Tensor, "b k i j"]:
@@ -53,10 +57,15 @@ class PatchWise(Objective):
     whole: Objective
     full: float
     crops: int
+    drawn: list[float] = field(default_factory=list, compare=False)
+    """Evenly spread numbers in [0, 1), in random order, for the steps to come."""
 
     def parts(self, rng: torch.Generator) -> int:
         """How many crops of the size to come fit into a side."""
-        chance = torch.rand((), generator=rng, device=rng.device, dtype=torch.float64).item()
+        if not self.drawn:
+            begin = torch.rand((), generator=rng, device=rng.device)
+            self.drawn.extend(((torch.randperm(DECK, generator=rng, device=rng.device) + begin) / DECK).tolist())
+        chance = self.drawn.pop()
         return 4 if chance < 0.4 * (1 - self.full) else 2 if chance < 1 - self.full else 1
 
     def __call__(

@@ -102,6 +102,6 @@ class Reconstruct(Phase):
         return 0
 
 
-def post_hoc_ema(length: float = 0.10, snapshots: int = 8) -> Method:
+def post_hoc_ema(length: float = 0.15, snapshots: int = 16) -> Method:
     """sigma_rel, the length of the average in parts of the training, chosen after it; snapshots of two on the way."""
     return edit(average=Power(snapshots), phases=Reconstruct(length))

@@ -6,7 +6,7 @@ which corrects the errors of the velocity at the price of more steps.
 
 Source: Albergo, Boffi, Vanden-Eijnden 2023 "Stochastic Interpolants" (2303.08797), the one-sided linear interpolant;
 velocity loss, reverse SDE with w = sigma by Euler and Maruyama, and a last step without noise as in Ma et al. 2024
-"SiT" (2401.08740), eq. 4 and section 2.4 (i), and its official code.
+"SiT" (2401.08740), eq. 4 and section 2.4 (i); its official code has 2 sigma by default.
 Limits: noise at one end, so the latent gamma(t) z of the general interpolant is part of it. The GVP interpolant of SiT
 is the process of the baseline, and its velocity `v_prediction` up to a factor. Steps are those of the recipe's grid,
 which has none of the fixed last step of 0.04.

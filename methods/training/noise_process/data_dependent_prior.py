@@ -7,7 +7,8 @@ Source: Lee et al. 2022 "PriorGrad: Improving Conditional Denoising Diffusion Mo
 (2106.06406), section 3: x_t - mu = alpha (x_0 - mu) + sigma eps with eps ~ N(0, Sigma), and the loss (eps -
 eps_theta)^T Sigma^-1 (eps - eps_theta), which is the usual one for (x_0 - mu) / sqrt(Sigma).
 Limits: the condition is a class and its statistics are those of the training images; deviations have a floor, as in the
-official code. The network sees the normalised image, where the paper's sees x_t - mu. Estimates of x_0 are not clipped.
+official code. The network sees the normalised image, where the paper's sees x_t - mu. What is drawn is clipped to the
+range of pixels at the end, where the official code clips every step.
 """
 
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class ByClass(Codec):
     def decode(self, x: Float[Tensor, "b *p"], labels: Labels = None) -> Float[Tensor, "b *p"]:
         mean, deviation = self.statistics(labels, x)
         count("started_from_their_class", len(x))
-        return mean + deviation * x
+        return (mean + deviation * x).clamp(-1, 1)
 
     def fit(
         self, images: Float[Tensor, "n *p"], labels: Labels, iterations: int, rng: torch.Generator, report: Report

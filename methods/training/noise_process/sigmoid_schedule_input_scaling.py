@@ -7,7 +7,8 @@ same.
 
 Source: Chen 2023 "On the Importance of Noise Scheduling for Diffusion Models" (2301.10972), algorithm 1 (`sigmoid`,
 from -3 to 3) and section 2.2 (input scaling, with the input of the network brought back to unit variance).
-Limits: the input is divided by the deviation that images of unit variance would give it, not by each image's own.
+Limits: the input is divided by the deviation that images of unit variance would give it, not by each image's own. Steps
+are those of the recipe's grid: the paper leaves the schedule of sampling free, and finds the cosine to serve.
 """
 
 import math
@@ -19,7 +20,6 @@ from torch import Tensor
 from methods.core.activation import count
 from methods.core.process import Process
 from methods.core.recipe import Method, edit
-from methods.training.noise_process._shared import UniformTime
 
 START, END = -3.0, 3.0
 """The stretch of the sigmoid that is used."""
@@ -59,4 +59,4 @@ class ScaledSigmoid(Process):
 
 def sigmoid_schedule_input_scaling(tau: float = 1.0, scale: float = 0.5) -> Method:
     """Use the sigmoid of temperature `tau` on images multiplied by `scale`."""
-    return edit(process=ScaledSigmoid(tau, scale), grid=UniformTime())
+    return edit(process=ScaledSigmoid(tau, scale))

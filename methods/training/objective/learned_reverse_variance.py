@@ -40,7 +40,7 @@ HEADED = (UNetConfig, ADMConfig, EfficientUNetConfig, DiTConfig, LinearDiTConfig
 
 
 class Hybrid(Altered):
-    """The denoising loss, and `share` of the bound, by which only the variance learns."""
+    """The denoising loss, and `share` of the bound, whose gradient does not pass through the predicted mean."""
 
     def __init__(self, recipe: Recipe, share: float) -> None:
         super().__init__(recipe)

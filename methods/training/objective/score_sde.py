@@ -8,7 +8,9 @@ Source: Song et al. 2021 "Score-Based Generative Modeling through Stochastic Dif
 (loss), eq. 9 and appendix C (variance exploding), algorithms 2 and 4 (reverse diffusion with Langevin corrector).
 Limits: the variance-exploding equation; the variance-preserving one is the limit of `ddpm_linear_schedule`, the sub-VP
 one and likelihoods are left out. The network sees scaled input and is told the angle, not log sigma. A corrector's step
-is set by each sample's own norms, not by their mean over the batch; estimates of x_0 behind the score are clipped.
+is set by each sample's own norms, not by their mean over the batch, and comes before the predictor's, as in the code;
+estimates of x_0 behind the score are clipped. The variance begins at zero, so that a twentieth of the times have less
+noise than the paper's least.
 """
 
 import math

@@ -206,13 +206,11 @@ def _judge(catalog: Catalog, technique: Technique, claim: Claim, bed: str | None
         arm, control = _cell(record, named.arm), _cell(record, named.control)
         assert arm is not None
         _require_comparable(technique, claim.arm, claim.metric, arm, control)
+        values = _values(arm, claim.metric), None if control is None else _values(control, claim.metric)
+        if claim.kind == "ordering" and not claim.tolerance and values[0] == values[1]:
+            raise Untestable("what arm and control differ in did nothing: their numbers are the same")
         reached = verdict(
-            claim.kind,
-            claim.statistic,
-            _values(arm, claim.metric),
-            None if control is None else _values(control, claim.metric),
-            claim.expect.model_dump(exclude_unset=True),
-            claim.tolerance,
+            claim.kind, claim.statistic, *values, claim.expect.model_dump(exclude_unset=True), claim.tolerance
         )
     except (Untestable, ValueError) as why:
         return replace(named, reason=str(why))

@@ -97,6 +97,10 @@ def test_exact_numbers_need_no_interval(known: Catalog) -> None:
             {MIN_SNR: record(min_snr_weighting=cell(LOWER) | {"metrics": {}}, baseline=cell(CONTROL))},
             "fd was not measured",
         ),
+        (
+            {MIN_SNR: record(min_snr_weighting=cell(CONTROL), baseline=cell(CONTROL))},
+            "what arm and control differ in did nothing: their numbers are the same",
+        ),
     ],
 )
 def test_without_a_fair_number_there_is_no_verdict(known: Catalog, records: dict[str, Any], reason: str) -> None:

@@ -207,7 +207,12 @@ def _judge(catalog: Catalog, technique: Technique, claim: Claim, bed: str | None
         assert arm is not None
         _require_comparable(technique, claim.arm, claim.metric, arm, control)
         values = _values(arm, claim.metric), None if control is None else _values(control, claim.metric)
-        if claim.kind == "ordering" and not claim.tolerance and values[0] == values[1]:
+        if (
+            claim.kind == "ordering"
+            and claim.metric in arm["metrics"]
+            and not claim.tolerance
+            and values[0] == values[1]
+        ):
             raise Untestable("what arm and control differ in did nothing: their numbers are the same")
         reached = verdict(
             claim.kind, claim.statistic, *values, claim.expect.model_dump(exclude_unset=True), claim.tolerance

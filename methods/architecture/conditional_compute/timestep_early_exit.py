@@ -8,8 +8,8 @@ adaptive score estimation: the schedule of five stages in `DiT/drop_scheduler.py
 the data, 12 of 28 near noise), and its fine-tuning at a tenth of the learning rate with averaged weights.
 Limits: the loss is not weighted anew over levels, as in the code that is public, whose command freezes what embeds the
 time; here all is tuned. A batch of several levels runs the blocks of the row that needs most, and each row keeps what
-its own left. Stages are even in the angle u
-in which networks are told the noise level; one that is told it in another unit, as average velocities are, never exits.
+its own left. Stages are even in the angle u in which networks are told the noise level; one that is told it in another
+unit, as average velocities are, never exits.
 Cost: the fine-tuning, `fraction` of the base training.
 """
 

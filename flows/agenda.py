@@ -79,13 +79,20 @@ class Errand:
         """The row of an item that is there already, with what it took when it was made; a record is made anew."""
         if is_page(item):
             return None
-        spec, seconds = spec_of(item, self.spend), 0.0
+        spec = spec_of(item, self.spend)
         if item.step == "score":
             there = is_scored(spec, self.place)
         else:
             there = cell.is_made(spec, item.step, self.place, item.seed, item.block)
+        return self.earlier(item) if there else None
+
+    def earlier(self, item: Item) -> Row:
+        """The row of a step that need not be made, with what it took when it was."""
+        seconds = 0.0
+        if item.step != "score":
+            spec = spec_of(item, self.spend)
             seconds = cell.seconds(cell.target(spec, item.step, self.place, item.seed, item.block)[0])
-        return {"step": item.step, "id": item.what, "seconds": seconds, "reason": None} if there else None
+        return {"step": item.step, "id": item.what, "seconds": seconds, "reason": None}
 
 
 class Crew(Protocol):
@@ -205,6 +212,7 @@ def carry_out(agenda: Agenda, errand: Errand, crew: Crew, note: Callable[[Row, f
     The longest trainings come first, for much waits for them; then page after page, so that records arrive early.
     """
     plan, rows, urgency = Plan(agenda), list[Row](), urgencies(agenda)
+    unasked = needless(agenda, errand)
     running: dict[Future[list[Row]], list[Item]] = {}
 
     def first(item: Item) -> tuple[bool, float, int]:
@@ -218,7 +226,7 @@ def carry_out(agenda: Agenda, errand: Errand, crew: Crew, note: Callable[[Row, f
 
     while plan.open or running:
         for item in plan.ready():
-            if row := errand.found(item):
+            if row := errand.earlier(item) if item in unasked else errand.found(item):
                 done(item, row)
         ready = sorted(plan.ready(), key=first)
         length = crew.length(ready) if ready else 0.0
@@ -233,6 +241,13 @@ def carry_out(agenda: Agenda, errand: Errand, crew: Crew, note: Callable[[Row, f
             for item, row in zip(running.pop(future), future.result(), strict=True):
                 done(item, row)
     return rows
+
+
+def needless(agenda: Agenda, errand: Errand) -> set[Item]:
+    """The samples of which every score is there: they may have been deleted, and nobody asks for them again."""
+    scored = {item for item in agenda if item.step == "score" and errand.found(item)}
+    asked = {need for item in agenda.keys() - scored for need in agenda[item]}
+    return {need for item in scored for need in agenda[item]} - asked
 
 
 def urgencies(agenda: Agenda) -> dict[Item, int]:

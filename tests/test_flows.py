@@ -351,6 +351,16 @@ def test_an_agenda_is_carried_out_in_order_and_past_what_fails(tmp_path: Path, l
         assert len(crew.made) == 1
 
 
+def test_samples_are_not_drawn_again_for_scores_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But the reference is, for a cell that is still to be compared with it."""
+    whole, crew = agenda.agenda_of([study.study(KNOWN, "digits", "deepcache")]), Notes()
+    monkeypatch.setattr(agenda, "is_scored", lambda spec, place: spec.name != "deepcache")
+    agenda.carry_out(whole, agenda.Errand(Effort(), tmp_path, tmp_path), crew, lambda row, units: None)
+    drawn = {item.what for [item] in crew.made if item.step == "sample"}
+    assert drawn == {"deepcache", "dpm_solver_pp_2m@64"}
+    assert {item.what for item in whole if item.step == "sample"} > drawn
+
+
 def test_a_page_is_finished_before_the_next_is_begun(tmp_path: Path) -> None:
     ids = ("baseline", "v_prediction", "deepcache")
     whole, crew = agenda.agenda_of([study.study(KNOWN, "digits", id) for id in ids]), Notes()

@@ -57,6 +57,8 @@ class Catalog:
             id: dict(sorted(params.items() - self.technique(id).resolve({}, bed).items()))
             for id, params in self.resolve(cell, bed).items()
         }
+        given = self.bed(bed).stands_on if bed else ()
+        methods = {id: params for id, params in methods.items() if params or id not in given}
         plain = Cell(methods=methods)
         steps = cell.steps if cell.steps != self.steps(plain, bed) else None
         return Cell(methods=methods, steps=steps, trained=cell.trained)

@@ -42,6 +42,10 @@ def _load(root: Path) -> Catalog:
             raise shelves["beds"][name].error(("name",), f"{bed.name!r} differs from the file's name")
     ordered = sorted(techniques.values(), key=lambda t: (taxonomy.folders.index((t.area, t.family)), t.id))
     catalog = Catalog(taxonomy, surveys, beds, baseline, {technique.id: technique for technique in ordered})
+    for name, bed in beds.items():
+        for index, id in enumerate(bed.stands_on):
+            if id not in techniques:
+                raise shelves["beds"][name].error(("baseline", "methods", index), absent("technique", id, techniques))
     for id, technique in catalog.techniques.items():
         _check_technique(technique, sources[id], catalog)
         _enter(technique, catalog)

@@ -340,11 +340,19 @@ class Features(Entry):
     epochs: PositiveInt
 
 
+class Standing(Entry):
+    """What a bed's baseline has beside the choices of every baseline."""
+
+    methods: Annotated[tuple[Name, ...], Field(min_length=1)]
+    why: Text
+
+
 class Bed(Entry):
     """A test bed; `shape` is [channels, height, width] or [coordinates], `n` the samples of one seed.
 
     `scale` says how far it is from what papers report on; `batch` samples are drawn at a time. A bed whose denoiser is
-    known exactly has no network, fit, augment or features.
+    known exactly has no network, fit, augment or features. `baseline` names techniques that its baseline has from
+    the start.
     """
 
     name: Name
@@ -363,6 +371,12 @@ class Bed(Entry):
     fit: Fit | None = None
     augment: Augment | None = None
     features: Features | None = None
+    baseline: Standing | None = None
+
+    @property
+    def stands_on(self) -> tuple[str, ...]:
+        """The ids of the techniques that its baseline has from the start."""
+        return self.baseline.methods if self.baseline else ()
 
 
 class Choice(Entry):

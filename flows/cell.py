@@ -131,15 +131,16 @@ class Spec:
 
 
 def base_recipe(spec: Spec) -> Recipe:
-    """The baseline for the bed's network and training budget."""
+    """The baseline for the bed's network and training budget, with what it has there from the start."""
     network, fit = spec.bed.network, spec.bed.fit
     if network is None or fit is None:
         return baseline(UNetConfig(), FOR_FITTED, spec.catalog.baseline.steps)
-    return baseline(
+    plain = baseline(
         UNetConfig(network.width, network.multipliers, network.blocks),
         Fit(**fit.model_dump()).scaled(spec.budget),
         spec.catalog.baseline.steps,
     )
+    return compose(plain, *(spec.catalog.technique(id).call({}, spec.bed.name) for id in spec.bed.stands_on))
 
 
 def require_exact(recipe: Recipe, spec: Spec) -> None:

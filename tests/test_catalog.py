@@ -15,6 +15,7 @@ from catalog.__main__ import schemas
 
 ROOT = Path(__file__).parents[1] / "catalog"
 DDIM = "inference/ode_solver/ddim.yaml"
+VELOCITY = "training/objective/v_prediction.yaml"
 CATALOG = load()
 TECHNIQUES = list(CATALOG.techniques.values())
 Edit = Callable[[str, str, str], Path]
@@ -22,11 +23,12 @@ Edit = Callable[[str, str, str], Path]
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Edit:
-    """Copies the catalog with the single technique ddim, and replaces one text in one file of the copy."""
+    """Copies the catalog with ddim and what beds stand on, and replaces one text in one file of the copy."""
 
     def edit(file: str, old: str, new: str) -> Path:
         root = tmp_path / "catalog"
-        for path in [*ROOT.glob("*.yaml"), *ROOT.glob("surveys/*"), *ROOT.glob("beds/*"), ROOT / DDIM]:
+        shelves = (path for shelf in ("*.yaml", "surveys/*", "beds/*") for path in ROOT.glob(shelf))
+        for path in [*shelves, ROOT / DDIM, ROOT / VELOCITY]:
             copy = root / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, copy)
@@ -99,6 +101,7 @@ def test_an_error_names_file_line_and_field(broken: Edit, old: str, new: str, fi
         ("surveys/ma2024.yaml", "status: verified", "status: sure", "sections[0].status: Input should be"),
         ("beds/digits.yaml", "name: digits", "name: digit", ":2: name: 'digit' differs from the file's name"),
         ("beds/digits.yaml", "warmup: 100", "warmup: -1", "fit.warmup: Input should be greater than"),
+        ("beds/mnist.yaml", "[v_prediction]", "[v_predictions]", "methods[0]: There is no technique 'v_pred"),
         ("baseline.yaml", "steps: 50", "steps: 0", "steps: Input should be greater than 0, not 0"),
     ],
 )
@@ -182,6 +185,13 @@ def test_a_bed_has_its_own_defaults():
     plain = Cell(methods={"latent_diffusion": {"factor": 4, "channels": 4}})
     assert cell_name(plain, CATALOG, "mnist") == "latent_diffusion"
     assert cell_name(plain, CATALOG, "digits") == "latent_diffusion(channels=4,factor=4)"
+
+
+def test_what_a_bed_stands_on_is_not_named_there():
+    cell = Cell(methods={"sfd": {}, "v_prediction": {}})
+    assert CATALOG.bed("mnist").stands_on == ("v_prediction",)
+    assert cell_name(cell, CATALOG, "mnist") == "sfd"
+    assert cell_name(cell, CATALOG, "digits") == "sfd+v_prediction"
 
 
 def test_the_order_is_the_taxonomy_s():

@@ -47,6 +47,7 @@ from flows.score import identity
 from flows.study import Effort
 from methods.core.errors import Conflict
 from methods.core.identity import training_fingerprint
+from methods.training.objective.v_prediction import Velocity
 
 pytestmark = pytest.mark.filterwarnings("default")
 KNOWN = forms.KNOWN
@@ -359,6 +360,15 @@ def test_samples_are_not_drawn_again_for_scores_that_are_there(tmp_path: Path, m
     drawn = {item.what for [item] in crew.made if item.step == "sample"}
     assert drawn == {"deepcache", "dpm_solver_pp_2m@64"}
     assert {item.what for item in whole if item.step == "sample"} > drawn
+
+
+def test_a_bed_s_baseline_has_what_the_bed_stands_on() -> None:
+    bed = KNOWN.beds["mnist"]
+    named = Spec(KNOWN, bed, Cell(methods={"v_prediction": {}}), bed.seeds.blocks)
+    plain = replace(named, cell=Cell(methods={}))
+    assert plain.recipe.parameterization == Velocity() and plain.recipe.net == named.recipe.net
+    assert training_fingerprint(plain.recipe) == training_fingerprint(named.recipe)
+    assert named.training.name == "baseline"
 
 
 def test_a_page_is_finished_before_the_next_is_begun(tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ import catalog
 from catalog import Catalog
 from flows.ledger import EXACT_UNITS
 from flows.rendering import render
+from flows.rendering.atlas import Atlas
 from flows.rendering.comparison import Difference
 from flows.rendering.costs import pays_back
+from flows.rendering.family import points
 from flows.rendering.numbers import Number, exact, probability
 from flows.rendering.quantities import COSTS, METRICS
 from methods.measure.reference import UNITS
@@ -43,6 +45,11 @@ def site(known: Catalog, results: Path, tmp_path_factory: pytest.TempPathFactory
     out = tmp_path_factory.mktemp("site")
     render(known, results, out)
     return out
+
+
+@pytest.fixture(scope="module")
+def atlas(known: Catalog, results: Path) -> Atlas:
+    return Atlas(known, results)
 
 
 def text(markup: str) -> str:
@@ -160,6 +167,30 @@ def test_charts_offer_several_qualities_and_fidelity_only_where_weights_are_the_
         in drawn
     )
     assert "chart-digits-fidelity" not in (site / "t/v_prediction.html").read_text()
+
+
+@pytest.mark.parametrize("id", ["fora", "int8_dynamic", "edm_heun"])
+def test_fidelity_is_not_compared_across_networks(atlas: Atlas, known: Catalog, id: str) -> None:
+    apart = any(known.technique(each).retrains for each in known.technique(id).default.methods)
+    bed = known.bed("digits")
+    row = next(row for row in atlas.entrants(bed) if row.id == id)
+    assert ("fidelity" in row.qualities) != apart
+    on = atlas.techniques[id].beds[0]
+    drawn = next((view for view in on.charts if view.key == "fidelity"), None)
+    assert (drawn is None) == apart
+    assert on.faith is not None or "fidelity" in on.opponents[1].differences
+    members = [(view, on) for view, on in atlas.on(bed) if view.technique.id == id]
+    assert bool(points(atlas, members, "evaluations", "fidelity")) != apart
+
+
+def test_what_means_to_change_images_is_not_asked_how_little_it_changes_them(known: Catalog, tmp_path: Path) -> None:
+    made_up.bed(known, tmp_path, "adaptation", ["controlnet"])
+    found = Atlas(known, tmp_path)
+    on = found.techniques["controlnet"].beds[0]
+    assert on.scores and on.faith is None and not on.faithful
+    assert "fidelity" not in {score.key for score in on.scores} | {view.key for view in on.charts}
+    row = next(row for row in found.entrants(on.bed) if row.id == "controlnet")
+    assert "fidelity" not in row.qualities and "fd" in row.qualities
 
 
 def known_beds(results: Path, id: str) -> list[Path]:

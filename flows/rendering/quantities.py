@@ -65,9 +65,12 @@ METRICS = {
     "fidelity": Metric(
         "Fidelity error",
         "lower",
-        "How far a sample lies from the one that DPM-Solver++(2M) makes of the same noise and label with the same "
-        f"weights in {REFERENCE_STEPS} steps ({EXACT_REFERENCE_STEPS:,} where the denoiser is exact): the root mean "
-        "square error over pixels or coordinates, averaged over samples.",
+        "How far a sample lies from the one that DPM-Solver++(2M) makes of the same noise and label with the weights "
+        f"that base training ended at, in {REFERENCE_STEPS} steps ({EXACT_REFERENCE_STEPS:,} where the denoiser is "
+        "exact): the root mean square error over pixels or coordinates, averaged over samples. For what changes "
+        "weights afterwards (quantized, pruned, distilled) it is the distance from where the network went before. What "
+        "trains another network has a flow of its own, so numbers are compared only where base weights are shared, and "
+        "not at all for what means to change images.",
         r"\tfrac{1}{n} \sum_i \left( \tfrac{1}{d} \|x_i - x_i^\ast\|^2 \right)^{1/2}",
         "this survey",
         "Whether the weights are any good: it measures a sampler against its own network, so it exists only where a "

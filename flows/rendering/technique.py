@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from catalog import Area, Bed, Family, Section, Survey, Surveyed, Technique
+from catalog import Area, Bed, Catalog, Family, Section, Survey, Surveyed, Technique
 from catalog.models import Sampling, Training
 from flows.records import share_of
 from flows.rendering import claims, costs
@@ -14,7 +14,7 @@ from flows.rendering.claims import ClaimView, Counts, Withdrawn
 from flows.rendering.comparison import Difference, Opponent, Score, against, at_equal, metrics, scores
 from flows.rendering.costs import PaysBack, Provenance, Spending
 from flows.rendering.equations import equations
-from flows.rendering.measured import BASELINE, COST, Measured, Picture, datum
+from flows.rendering.measured import ADAPTATION, BASELINE, COST, Measured, Picture, datum, shares_flow
 from flows.rendering.numbers import Number, Record, difference, excess, quality
 from flows.rendering.quantities import counted, main_metric
 from flows.rendering.training import Along, along
@@ -210,6 +210,7 @@ def filled(blank: OnBed, measured: Measured, technique: Technique, record: Recor
     cell, machine = record["cells"].get(default), measured.file(bed.name, f"{technique.id}.cost.json")
     gap = difference(record, default, control, metric, path)
     axes = [COST, *(["macs"] if "macs" in technique.cost_axis else [])]
+    beside = () if technique.family == ADAPTATION else ("fidelity",)
     return replace(
         blank,
         path=path,
@@ -221,14 +222,17 @@ def filled(blank: OnBed, measured: Measured, technique: Technique, record: Recor
         rows=rows(record, path),
         metrics=metrics(record),
         charts=measured.views(
-            bed, axes, lambda axis, key: cell_points(technique, record, axis, key) or None, technique.name
+            bed,
+            axes,
+            lambda axis, key: cell_points(measured.catalog, technique, record, axis, key) or None,
+            technique.name,
         ),
-        opponents=against(record, metric, path),
+        opponents=against(record, metric, path, beside),
         gap=Difference(metric, gap) if gap else None,
         excess=excess(quality(record, default, metric, path), measured.floor_number(bed.name, metric)),
         at_equal={axis: at_equal(record, axis, metric, path) for axis in ("evaluations", "macs")},
-        faith=at_equal(record, COST, "fidelity", path),
-        scores=scores(record, path),
+        faith=at_equal(record, COST, "fidelity", path) if beside else None,
+        scores=scores(record, path, ignored=() if beside else ("fidelity",)),
         spending=costs.vector(record, path) if cell and bed.network else [],
         uncounted=costs.uncounted(record),
         pays_back=costs.pays_back(record, path),
@@ -240,17 +244,16 @@ def filled(blank: OnBed, measured: Measured, technique: Technique, record: Recor
     )
 
 
-def cell_points(technique: Technique, record: Record, axis: str, key: str) -> list[Datum]:
+def cell_points(catalog: Catalog, technique: Technique, record: Record, axis: str, key: str) -> list[Datum]:
     """The technique's cells and its controls'; plain baseline cells lie on the curve and are left out.
 
-    Fidelity is to a network of its own where a technique retrains, and has no place beside the baseline's.
+    Fidelity is to another network where one of a cell's techniques retrains, and has no place beside the baseline's.
     """
-    if technique.retrains and key == "fidelity":
-        return []
     return [
         found
         for cell, content in record["cells"].items()
         if content["methods"] and share_of(content) == 1
+        and (key != "fidelity" or shares_flow(catalog, content["methods"]))
         and (found := datum(record, cell, axis, key, cell, "subject" if technique.id in content["methods"]
                             else "control"))
     ]  # fmt: skip

@@ -18,6 +18,7 @@ from catalog import Catalog
 from flows.ledger import EXACT_UNITS
 from flows.rendering import render
 from flows.rendering.atlas import Atlas
+from flows.rendering.claims import term
 from flows.rendering.comparison import Difference
 from flows.rendering.costs import pays_back
 from flows.rendering.family import points
@@ -285,6 +286,33 @@ def test_terms_changed_after_a_run_are_shown_before_and_after(site: Path, known:
     assert "changed after a run" not in unchanged and "unchanged in every record since 2026-01-01" in unchanged
     ledger = text((site / "claims.html").read_text())
     assert "Changed after a run for 1 claim" in ledger and "1 claim was withdrawn" in ledger
+
+
+def test_a_claim_written_after_the_first_measurement_is_marked(known: Catalog, tmp_path: Path) -> None:
+    made_up.bed(known, tmp_path / "results", "digits", ["ddim"])
+    path = tmp_path / "results/digits/ddim.claims.json"
+    noted = json.loads(path.read_text())
+    claim = known.technique("ddim").claims[1].id
+    noted[claim][0]["when"] = "2026-03-04T00:00:00Z"
+    path.write_text(json.dumps(noted))
+    render(known, tmp_path / "results", tmp_path / "site")
+    said = "Written after this technique was first measured here , 2026-03-04"
+    assert said in text(section(tmp_path / "site", "t/ddim.html", f"claim-{claim}-digits", "</article>"))
+    assert text((tmp_path / "site/t/ddim.html").read_text()).count("Written after this technique") == 1
+    ledger = text((tmp_path / "site/claims.html").read_text())
+    assert ledger.count("written after the first measurement") == 1
+    assert f"and marked: 1 claim, ddim, {claim}" in ledger
+
+
+def test_a_share_of_the_training_is_part_of_a_term() -> None:
+    cell = {"methods": {"p2_weighting": {}}, "steps": 10}
+    assert term({**cell, "trained": 0.25}) == "p2_weighting@10~0.25"
+    assert term({**cell, "trained": 1.0}) == term(cell) == "p2_weighting@10"
+
+
+def test_a_question_of_ours_is_not_put_into_the_mouth_of_a_paper(atlas: Atlas) -> None:
+    ours = [each for _, each in atlas.claims() if each.claim.where.startswith("not in the paper")]
+    assert all(each.ours for each in ours) and any(each.claim.where != "not in the paper" for each in ours)
 
 
 def test_the_ledger_counts_what_was_tested_and_what_the_correction_took_back(site: Path) -> None:

@@ -263,6 +263,50 @@ def test_what_one_machine_took_stands_apart_with_the_machine(site: Path, results
     assert re.search(r"not sampled: 150 M 300 M 200 M 1.5 no interval", box)
 
 
+def test_a_latency_under_load_or_with_a_wide_interval_is_compared_with_nobody(known: Catalog, tmp_path: Path) -> None:
+    made_up.bed(known, tmp_path / "results", "digits", ["ddim", "edm_heun", "deepcache"])
+    for id, load, high in (("ddim", 2.5, 0.6), ("edm_heun", 0.5, 0.81), ("deepcache", 2.0, 0.8)):
+        path = tmp_path / f"results/digits/{id}.cost.json"
+        content = json.loads(path.read_text())
+        content["host"] = {**content["host"], "load": load}
+        content["timing"]["latency"]["ratio"]["high"] = high
+        path.write_text(json.dumps(content))
+    found = Atlas(known, tmp_path / "results")
+    rows = {row.id: row.costs for row in found.entrants(known.bed("digits"))}
+    assert {id for id in rows if id and "latency" in rows[id]} == {"deepcache"}
+    assert "memory" in rows["ddim"]
+    render(known, tmp_path / "results", tmp_path / "site")
+    first = (tmp_path / "site/beds.html").read_text()
+    assert first.count("unsteady") == 2
+    said = "more to do than cores (a load of 2.5 on 2 cores)"
+    assert said in text(section(tmp_path / "site", "t/ddim.html", "machine-digits", "</table>"))
+    assert "0.50 0.40 to 0.60" in text(section(tmp_path / "site", "t/ddim.html", "machine-digits", "</table>"))
+    assert "more to do than cores" not in text((tmp_path / "site/t/edm_heun.html").read_text())
+
+
+def weakened(known: Catalog, root: Path, accuracy: float) -> Atlas:
+    """A bed whose classifier recognises this share of the baseline's images."""
+    made_up.bed(known, root, "digits", ["ddim"])
+    path = root / "digits/baseline.json"
+    content = json.loads(path.read_text())
+    content["cells"]["baseline"]["metrics"]["accuracy"]["mean"] = accuracy
+    path.write_text(json.dumps(content))
+    return Atlas(known, root)
+
+
+def test_a_bed_whose_baseline_nobody_recognises_says_so_wherever_it_judges(known: Catalog, tmp_path: Path) -> None:
+    weak = weakened(known, tmp_path / "weak", 0.42)
+    said = "Images of the baseline are recognised in 42 % of cases here, real ones in 98 %: FD says little"
+    assert said in (weak.beds["digits"].weak or "")
+    assert said in (weak.techniques["ddim"].beds[0].weak or "")
+    judged = [each for each in weak.techniques["ddim"].claims if each.judged.verdict and each.judged.bed == "digits"]
+    assert judged
+    for each in judged:
+        touched = each.claim.metric in METRICS and each.claim.metric != "fidelity"
+        assert (said in (each.caution or "")) == touched
+    assert weakened(known, tmp_path / "fair", 0.5).beds["digits"].weak is None
+
+
 def test_a_stale_verdict_says_why_and_a_current_one_does_not(site: Path) -> None:
     judged = json.loads((site / "data/ledger.json").read_text())
     old = [each for each in judged if each["stale"]]
@@ -380,6 +424,8 @@ def test_a_metric_by_which_more_steps_are_worse_is_named(known: Catalog, tmp_pat
     render(known, tmp_path / "results", tmp_path / "site")
     said = text(section(tmp_path / "site", "beds.html", "resolution-digits", "</table>"))
     assert "More steps score worse from 16 and 20 steps: there FD does not measure what steps do" in said
+    page = text(section(tmp_path / "site", "beds.html", "bed-digits", "</section>"))
+    assert "A weak bed. By FD the baseline gets worse with more steps here, from 16 to 20" in page
 
 
 def test_a_bed_with_one_training_does_not_know_how_much_trainings_differ(site: Path) -> None:

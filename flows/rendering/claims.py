@@ -10,6 +10,7 @@ from flows.history import Terms
 from flows.ledger import Judged, Status, tally
 from flows.rendering.measured import Measured
 from flows.rendering.numbers import MINUS, Number, exact
+from flows.rendering.weak import caution as weak_caution
 
 NOT_IN_PAPER = "not in the paper"
 """How the catalog begins to say where a claim stands that is a question of this survey."""
@@ -94,8 +95,12 @@ def view(measured: Measured, judged: Judged) -> ClaimView:
     number = statistic(judged, f"data/{judged.bed}/{judged.technique}.json")
     trained = measured.catalog.technique(judged.technique).retrains
     alone = trained and len(judged.train) == 1 and number is not None and not number.exact
+    weak = None
+    if judged.verdict and judged.bed and judged.claim.metric:
+        weak = weak_caution(measured, measured.catalog.bed(judged.bed), judged.claim.metric)
+    cautions = " ".join(filter(None, (SAMPLING_ONLY if alone else None, weak)))
     return ClaimView(
-        judged, number, formula(judged), expectation(judged), SAMPLING_ONLY if alone else None, changes(judged.terms),
+        judged, number, formula(judged), expectation(judged), cautions or None, changes(judged.terms),
         late(measured, judged),
     )  # fmt: skip
 

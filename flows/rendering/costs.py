@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.rendering.numbers import Number, Record, cost, quotient
-from flows.rendering.quantities import COSTS
+from flows.rendering.quantities import COSTS, WIDEST
 from methods.measure.cost import break_even
 
 
@@ -55,8 +55,21 @@ class Provenance:
     """Commits whose code gave the same bytes later, each with the commit it was compared with."""
 
     @property
+    def busy(self) -> bool:
+        """Whether the machine had more to do than it has cores."""
+        return self.host["load"] > self.host["cores"]
+
+    def steady(self, timed: Timed) -> bool:
+        """Whether a ratio may be put beside those of others: memory always, times only from a machine that had room."""
+        low, high = timed.ratio.low, timed.ratio.high
+        return timed.key == "memory" or bool(
+            not self.busy and timed.ratio.bounded and low and high and high <= WIDEST * low
+        )
+
+    @property
     def latency(self) -> Number | None:
-        return next((timed.ratio for timed in self.timed if timed.key == "latency"), None)
+        """The ratio of latencies where it is steady."""
+        return next((timed.ratio for timed in self.timed if timed.key == "latency" and self.steady(timed)), None)
 
 
 def vector(record: Record, path: str) -> list[Spending]:

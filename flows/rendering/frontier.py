@@ -98,9 +98,8 @@ def entrant(
         spent[PREPARATION] = once[0].but(once[0].value + once[1].value, None, None)
     if id is None and cell == record["default"]:
         spent |= {key: spent["evaluations"].but(1, None, None, "ratio to itself") for key in RELATIVE}
-    for row in timed.timed if timed else []:
-        if row.key in RELATIVE and record["control"] == BASELINE:
-            spent[row.key] = row.ratio
+    if timed and record["control"] == BASELINE:
+        spent |= {row.key: row.ratio for row in timed.timed if row.key in RELATIVE and timed.steady(row)}
     return Entrant(id, name, cell, path, qualities, {key: metrics[key]["values"] for key in qualities}, spent)
 
 

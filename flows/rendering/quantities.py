@@ -20,6 +20,8 @@ U_STATISTIC = (
     "4/n Var(g) for each side, g being what a point alone adds. Where the two distributions agree it is about twice "
     "too large, which errs on the safe side."
 )
+WIDEST = 2
+"""How many times its lower end the upper end of a timing's interval may be for the ratio to be compared."""
 BALLS = f"balls reach to the {NEIGHBOURS}th nearest neighbour"
 
 
@@ -285,11 +287,13 @@ MACHINE = {
         "Latency",
         "Seconds for one sample, subject and control in turns (A B A B) in one process after warm-up: the median of "
         f"the ratios of {ROUNDS} or more rounds, with the interval between two order statistics, which assumes no "
-        "distribution.",
+        "distribution. Where the machine had more to do than it has cores, or one end of the interval is more than "
+        f"{WIDEST} times the other, the ratio stands on the technique’s own page alone: frontier, first page and "
+        "tables that put techniques side by side leave it out and say unsteady.",
     ),
     "throughput": Cost(
         "Throughput",
-        "The same with a batch that keeps the processor busy; the ratio is of seconds, below one is faster.",
+        "The same with the bed’s batch, which keeps the processor busy; the ratio is of seconds, below one is faster.",
     ),
     "memory": Cost(
         "Peak memory",

@@ -18,6 +18,7 @@ from flows.rendering.measured import ADAPTATION, BASELINE, COST, Measured, Pictu
 from flows.rendering.numbers import Number, Record, difference, excess, quality
 from flows.rendering.quantities import counted, main_metric
 from flows.rendering.training import Along, along
+from flows.rendering.weak import weak
 
 EXCLUSIVE = {*get_args(Training), *get_args(Sampling)}
 """Fields of the recipe that one technique at a time may edit."""
@@ -68,6 +69,8 @@ class OnBed:
     seeds: Mapping[str, list[int]]
     stale: dict[str, str]
     spec_hash: str | None
+    weak: str | None = None
+    """Why qualities of the bed are to be read with care."""
 
     @property
     def row(self) -> Row | None:
@@ -241,6 +244,7 @@ def filled(blank: OnBed, measured: Measured, technique: Technique, record: Recor
         seeds=cell["seeds"] if cell else {},
         stale=dict(measured.stale.get(bed.name, {}).get(technique.id, {})),
         spec_hash=record["spec_hash"],
+        weak=weak(measured, bed),
     )
 
 

@@ -10,6 +10,7 @@ from catalog import Area, Bed, Technique
 from flows import composition
 from flows.ledger import FALSE_DISCOVERIES
 from flows.rendering import beds, family, frontier, gradients, spent, technique
+from flows.rendering import composition as pairs
 from flows.rendering.beds import BedView, Row
 from flows.rendering.charts import MANY, Chart
 from flows.rendering.claims import ClaimView, Counts, Withdrawn, withdrawn
@@ -71,6 +72,12 @@ class Atlas(Measured):
             ]
             for area in self.catalog.taxonomy.areas
         }
+
+    @cached_property
+    def partners(self) -> dict[str, pairs.Partner]:
+        """By technique: whom it goes with, on the bed where every pair was composed; empty where none was."""
+        found = (pairs.whole(self, bed) for bed in self.catalog.beds.values())
+        return next(({each.technique.id: each for each in whole.partners} for whole in found if whole), {})
 
     @cached_property
     def levels(self) -> list[gradients.Levels]:

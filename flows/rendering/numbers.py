@@ -1,6 +1,7 @@
 """Numbers as the site shows them: value, uncertainty, what they count and where they come from, never one alone."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from statistics import fmean
@@ -197,6 +198,11 @@ def short(commit: str | None) -> str:
 def day(when: str) -> str:
     """The day of a moment in ISO 8601."""
     return when.partition("T")[0]
+
+
+def sentence(text: str, ids: Collection[str]) -> str:
+    """The text as a sentence begins, unless it begins with one of the ids, which stay as they are."""
+    return text if text.split()[0] in ids else capital(text)
 
 
 def capital(text: str) -> str:

@@ -138,15 +138,6 @@ class TechniqueView:
         return list(grouped.values())
 
     @property
-    def claimed(self) -> dict[str, list[str]]:
-        """By rival: the fields of the recipe that both edit."""
-        found: dict[str, list[str]] = {}
-        for field, others in self.rivals.items():
-            for rival in others:
-                found.setdefault(rival.id, []).append(field)
-        return found
-
-    @property
     def recorded(self) -> list[OnBed]:
         """The beds that have a record, failed ones included."""
         return [on for on in self.beds if on.status != "none"]

@@ -108,10 +108,11 @@ function claims(one) {
 }
 
 function combines(id) {
-  const rivals = ATLAS.techniques[id].rivals;
-  const against = chosen.filter((other) => rivals[other]);
-  if (against.length) return `not with ${against.map((other) => `${ATLAS.techniques[other].name} (both edit ${rivals[other].join(", ")})`).join(", ")}`;
-  return chosen.length > 1 ? "no field of the recipe is claimed twice" : "–";
+  const refused = Object.entries(ATLAS.techniques[id].refused);
+  const against = refused.flatMap(([why, others]) =>
+    others.filter((other) => chosen.includes(other)).map((other) => `${ATLAS.techniques[other].name} (${why.replaceAll("`", "")})`));
+  if (against.length) return `not with ${against.join(", ")}`;
+  return chosen.length > 1 ? "with all of these" : "–";
 }
 
 function number(row, found) {

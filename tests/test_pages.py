@@ -5,6 +5,7 @@ import html
 import json
 import math
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from flows.rendering.comparison import Difference
 from flows.rendering.costs import pays_back
 from flows.rendering.family import points
 from flows.rendering.numbers import Number, exact, probability
-from flows.rendering.quantities import COSTS, METRICS
+from flows.rendering.procedures import INTERVALS, READING
+from flows.rendering.quantities import COSTS, MACHINE, METRICS
 from methods.measure.reference import UNITS
 from methods.measure.statistics import paired
 
@@ -359,6 +361,17 @@ def test_a_question_of_ours_is_not_put_into_the_mouth_of_a_paper(atlas: Atlas) -
     assert all(each.ours for each in ours) and any(each.claim.where != "not in the paper" for each in ours)
 
 
+@pytest.mark.parametrize("opening", ["So are", "So is", "It does so", "The same"])
+def test_a_sentence_of_the_ledger_stands_alone(known: Catalog, opening: str) -> None:
+    said = [(t.id, claim.id, claim.says) for t in known.techniques.values() for claim in t.claims]
+    assert not [each for each in said if each[2].startswith(opening + " ")]
+
+
+def test_claims_about_several_grids_say_on_which(known: Catalog) -> None:
+    said = [claim.says for claim in known.technique("deis").claims]
+    assert len(said) == len({*said})
+
+
 def test_the_ledger_counts_what_was_tested_and_what_the_correction_took_back(site: Path) -> None:
     judged = json.loads((site / "data/ledger.json").read_text())
     reached = [each["verdict"] for each in judged if each["verdict"]]
@@ -453,8 +466,30 @@ def test_every_quantity_is_explained(site: Path) -> None:
         for said in (metric.about, metric.source, metric.blind, metric.bias, metric.uncertainty, UNITS[key]):
             assert " ".join(said.split()) in text(article)
         assert (f"{metric.better} is better" in text(article)) == (metric.better is not None)
-    for cost in COSTS.values():
+    for cost in (*COSTS.values(), *MACHINE.values()):
         assert cost.about in text(page)
+    for key, each in (INTERVALS | READING).items():
+        assert each.about in text(page.split(f'<article class="procedure" id="{key}"')[1].split("</article>")[0])
+    assert {"cells", "counters", "on-the-way", "gradients", "front", "together", "others"} == READING.keys()
+
+
+def test_a_method_says_no_more_than_is_true(site: Path, known: Catalog, results: Path) -> None:
+    page = text((site / "methods.html").read_text())
+    assert "but for techniques that compile" in page and "training budget, seeds" not in page
+    assert "whole range, which holds the median in 96.9 % of cases" in page
+    assert "at most 5 % are expected to be wrong, if the tests are independent" in text(
+        (site / "claims.html").read_text()
+    )
+    assert "by more than their number explains" not in page
+    floor = Atlas(known, results).beds["digits"].floor
+    assert floor and not floor.shifted
+    apart = replace(floor, excess=floor.excess.but(3 * floor.own.value, None, None))
+    assert apart.shifted
+
+
+def test_memory_is_also_compared_above_what_is_loaded(site: Path) -> None:
+    box = text(section(site, "t/edm_heun.html", "machine-digits", "</table>"))
+    assert "ratio above what is loaded: 3 ; loaded and not sampled: 150 M 300 M 200 M 1.5 no interval" in box
 
 
 def test_where_the_time_went(site: Path) -> None:

@@ -24,7 +24,7 @@ from flows.rendering.frontier import AXES, LEVEL, axis_title
 from flows.rendering.interactive import DATA, script
 from flows.rendering.measured import COST
 from flows.rendering.numbers import capital, day, exact, grouped, percent, plural, probability, sentence, short
-from flows.rendering.procedures import BIAS, BREAK_EVEN, INTERVALS, RESOLUTION
+from flows.rendering.procedures import BIAS, BREAK_EVEN, INTERVALS, READING, RESOLUTION
 from flows.rendering.quantities import COSTS, MACHINE, METRICS, title
 from flows.rendering.spent import step_title
 from methods.measure.reference import UNITS
@@ -115,7 +115,7 @@ def templates() -> Environment:
     environment.globals.update(
         METRICS=METRICS, COSTS=COSTS, MACHINE=MACHINE, STATUSES=STATUSES, COST=COST, UNITS=UNITS,
         EXACT_UNITS=EXACT_UNITS, INTERVALS=INTERVALS, BIAS=BIAS, RESOLUTION=RESOLUTION, BREAK_EVEN=BREAK_EVEN,
-        plural=plural, AXES=AXES, LEVEL=LEVEL, DATA=DATA,
+        READING=READING, plural=plural, AXES=AXES, LEVEL=LEVEL, DATA=DATA,
     )  # fmt: skip
     return environment
 

@@ -60,6 +60,11 @@ class Floor:
     held_out: Number
     excess: Number
 
+    @property
+    def shifted(self) -> bool:
+        """Whether held-out images lie apart from training images by more than their number explains."""
+        return self.excess.value > self.own.value
+
 
 @dataclass(frozen=True)
 class BedView:

@@ -37,6 +37,8 @@ class Timed:
     control: Number
     ratio: Number
     idle: Number | None = None
+    above: Number | None = None
+    """The ratio of what either needs above the subject loaded and idle."""
 
 
 @dataclass(frozen=True)
@@ -156,5 +158,8 @@ def _timed(timing: dict[str, Any], bed: str, id: str, path: str) -> list[Timed]:
         subject, control = pair(found, "bytes resident at the peak", 1)
         ratio = number(subject.value / control.value, "ratio of bytes", f"{id} / {against}")
         idle = number(found["idle"], "bytes resident at the peak", f"{id}, loaded and not sampled")
-        rows.append(Timed("memory", timing["memory"]["batch"], subject, control, ratio, idle))
+        above = None
+        if control.value > idle.value:
+            above = ratio.but((subject.value - idle.value) / (control.value - idle.value), ratio.low, ratio.high)
+        rows.append(Timed("memory", timing["memory"]["batch"], subject, control, ratio, idle, above))
     return rows

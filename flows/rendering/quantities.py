@@ -298,7 +298,8 @@ MACHINE = {
     "memory": Cost(
         "Peak memory",
         "The most memory that was resident in a fresh process that samples one batch, or allocated on the CUDA device "
-        "for it; loading the model and sampling nothing stands beside it. Taken once, so it has no interval.",
+        "for it. Of a process most is the interpreter and its libraries, so loading the model and sampling nothing "
+        "stands beside it, and the ratio of what either needs above that. Taken once, so it has no interval.",
     ),
     "energy": Cost("Energy", "Not measured: it takes a hardware counter, and none is read here."),
 }  # fmt: skip

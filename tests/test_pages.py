@@ -17,13 +17,13 @@ from scipy import stats
 import catalog
 from catalog import Catalog
 from flows.ledger import EXACT_UNITS
-from flows.rendering import render
+from flows.rendering import render, spent
 from flows.rendering.atlas import Atlas
 from flows.rendering.claims import term
 from flows.rendering.comparison import Difference
-from flows.rendering.costs import pays_back
+from flows.rendering.costs import pays_back, provenance
 from flows.rendering.family import points
-from flows.rendering.numbers import Number, exact, probability
+from flows.rendering.numbers import Number, exact, probability, sentence, singular
 from flows.rendering.procedures import INTERVALS, READING
 from flows.rendering.quantities import COSTS, MACHINE, METRICS
 from methods.measure.reference import UNITS
@@ -254,6 +254,47 @@ def test_break_even_in_words(own: dict[str, Any], words: str, samples: int | Non
     found = pays_back(pair(**own), "data/digits/a.json")
     assert found and words in found.words
     assert (found.samples.value if found.samples else None) == samples
+
+
+def test_what_is_not_meant_to_save_work_is_not_asked_when_it_pays_back() -> None:
+    record = pair(macs=10, one_off_macs=7)
+    found = pays_back(record, "data/digits/a.json", ("training", "memory"))
+    assert found and found.words == "not asked: meant to save training, memory"
+    assert (pays_back(record, "data/digits/a.json", ("bytes", "macs")) or found).words.startswith("never")
+    cheaper = pays_back(pair(macs=5), "data/digits/a.json", ("memory",))
+    assert cheaper and cheaper.words.startswith("at once, since it costs no more")
+
+
+def test_steps_of_which_no_time_was_noted_are_left_out() -> None:
+    content = {**made_up.MADE, "seconds": {"train": 0, "sample": 9.5}, "timing": None}
+    assert provenance(content, "digits", "ddim").seconds.keys() == {"sample"}
+
+
+def test_numbers_and_units_read_as_they_are_said() -> None:
+    assert [exact(value) for value in (3592.8, 12345.6, -1000.4, 999.96)] == ["3,593", "12,346", "−1,000", "1000"]
+    units = [("steps", 1), ("steps", 2), ("branches", 1), ("calls of the network", 1), ("strata", 1), ("losses", 1.0)]
+    said = ["step", "steps", "branch", "call of the network", "stratum", "loss"]
+    assert [singular(*each) for each in units] == said and singular("logit of t", 1) == "logit of t"
+    ids = {"deepcache"}
+    assert (sentence("deepcache needs", ids), sentence("both set", ids)) == ("deepcache needs", "Both set")
+
+
+def test_where_there_is_no_network_none_of_its_costs_is_zero(site: Path) -> None:
+    table = section(site, "t/ddim.html", "main", "</table>")
+    plane = next(row for row in table.split("<tr>") if "#on-mixture" in row)
+    cells = [text("<td" + cell) for cell in plane.split("<td")[1:]]
+    assert cells[1] == cells[2] == "–" and cells[0] != "–"
+
+
+def test_the_grid_of_a_control_stands_between_technique_and_baseline(atlas: Atlas) -> None:
+    titles = [title for title, _ in atlas.techniques["fora"].beds[0].pictures]
+    own, control = (atlas.catalog.technique(id).name for id in ("fora", "dit"))
+    assert titles == [own, f"Its control, {control}", "Baseline"]
+    assert [title for title, _ in atlas.techniques["ddim"].beds[0].pictures][1:] == ["Baseline"]
+
+
+def test_a_search_without_javascript_says_where_to_look(site: Path) -> None:
+    assert "The search needs JavaScript." in (site / "taxonomy.html").read_text().split("<noscript>")[1]
 
 
 def test_what_one_machine_took_stands_apart_with_the_machine(site: Path, results: Path) -> None:
@@ -492,10 +533,15 @@ def test_memory_is_also_compared_above_what_is_loaded(site: Path) -> None:
     assert "ratio above what is loaded: 3 ; loaded and not sampled: 150 M 300 M 200 M 1.5 no interval" in box
 
 
-def test_where_the_time_went(site: Path) -> None:
+def test_where_the_time_went(site: Path, atlas: Atlas, results: Path, known: Catalog) -> None:
     page = text(section(site, "methods.html", "time-digits", "</section>"))
     assert "45 s by the clock with 2 processes, 80 s added up" in page
     assert "Training 60 75 %" in page and "Records 20 25 %" in page
+    there = len(atlas.records["digits"])
+    assert f"This survey made 1 of the {there} records now there; others were made, or made again, since." in page
+    later = {id: "2026-05-01T00:00:00Z" for id in atlas.records["digits"]}
+    content = json.loads((results / "digits/survey.cost.json").read_text())
+    assert spent.view(known.bed("digits"), content, later).made == 0
     assert "time-mnist" not in (site / "methods.html").read_text()
 
 

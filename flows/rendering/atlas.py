@@ -110,7 +110,11 @@ class Atlas(Measured):
     def spent(self) -> list[Spent]:
         """Where the time of each bed's survey went, of those that noted it."""
         found = [(view.bed, self.file(view.bed.name, "survey.cost.json")) for view in self.beds.values()]
-        return [spent.view(bed, content) for bed, content in found if content]
+        return [spent.view(bed, content, self.timed(bed.name)) for bed, content in found if content]
+
+    def timed(self, bed: str) -> dict[str, str]:
+        """When each record of a bed was put beside its seconds, empty for one that never was."""
+        return {id: (self.file(bed, f"{id}.cost.json") or {}).get("when", "") for id in self.records.get(bed, {})}
 
     def newest(self, count: int = 6) -> list[tuple[TechniqueView, OnBed]]:
         """What was measured last."""

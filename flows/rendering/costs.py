@@ -1,12 +1,17 @@
 """What a technique costs beside its control: the exact vector, when it pays back, and what one machine took."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flows.rendering.numbers import Number, Record, cost, quotient
 from flows.rendering.quantities import COSTS, WIDEST
 from methods.measure.cost import break_even
+
+PER_SAMPLE = ("evaluations", "macs")
+"""What can pay a preparation back in MACs."""
+NEVER = "never: a sample costs no fewer MACs"
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,11 @@ def uncounted(record: Record) -> dict[str, list[str]]:
     return {name: operations for name, operations in found.items() if operations}
 
 
-def pays_back(record: Record, path: str) -> PaysBack | None:
-    """Break-even in MACs; None where there is no control, or no network to count."""
+def pays_back(record: Record, path: str, saves: Sequence[str] = PER_SAMPLE) -> PaysBack | None:
+    """Break-even in MACs; None where there is no control, or no network to count.
+
+    What is not meant to save any per sample, by what it `saves`, is not told that it does not.
+    """
     names = record["default"], record["control"]
     if names[0] == names[1] or not set(names) <= record["cells"].keys():
         return None
@@ -105,7 +113,10 @@ def pays_back(record: Record, path: str) -> PaysBack | None:
         return PaysBack("not known: the preparation could not be counted")
     (own_once, own_each), (their_once, their_each) = ((each[0] + each[1], each[2]) for each in parts)
     unit = Number(0, None, None, 1, None, "samples, from exact counts of MACs", record["bed"], names[0], path)
-    return _words(own_once, own_each, their_once, their_each, unit)
+    found = _words(own_once, own_each, their_once, their_each, unit)
+    if found.words == NEVER and not {*PER_SAMPLE} & {*saves}:
+        return PaysBack(f"not asked: meant to save {', '.join(saves)}")
+    return found
 
 
 def _words(own_once: float, own_each: float, their_once: float, their_each: float, unit: Number) -> PaysBack:
@@ -113,13 +124,13 @@ def _words(own_once: float, own_each: float, their_once: float, their_each: floa
         return PaysBack("nothing to pay back: it costs the same MACs, beforehand and per sample")
     found = break_even(own_once, own_each, their_once, their_each)
     if found == 0:
-        return PaysBack("at once: it costs no more beforehand and no more per sample")
+        return PaysBack("at once, since it costs no more beforehand and no more per sample")
     if found is not None:
         return PaysBack("pays back after", unit.but(math.ceil(found), None, None))
     ahead = break_even(their_once, their_each, own_once, own_each)
     if ahead:
         return PaysBack("cheaper beforehand and dearer per sample: ahead only up to", unit.but(int(ahead), None, None))
-    return PaysBack("never: a sample costs no fewer MACs")
+    return PaysBack(NEVER)
 
 
 def provenance(content: dict[str, Any], bed: str, id: str) -> Provenance:
@@ -128,6 +139,7 @@ def provenance(content: dict[str, Any], bed: str, id: str) -> Provenance:
     once = {
         step: Number(value, -math.inf, math.inf, 1, None, "seconds", bed, step, path)
         for step, value in content["seconds"].items()
+        if value  # else nothing was noted
     }
     timed = list(_timed(content["timing"], bed, id, path)) if content["timing"] else []
     host, versions = content["host"], content["versions"]

@@ -13,6 +13,7 @@ from flows.rendering.frontier import AXES, Entrant, Place, axis_title
 from flows.rendering.numbers import Number
 from flows.rendering.quantities import METRICS
 from flows.rendering.technique import OnBed, TechniqueView
+from methods.measure.reference import UNITS
 
 DATA = "data/atlas.js"
 
@@ -21,7 +22,9 @@ def script(atlas: Atlas) -> bytes:
     """`window.ATLAS`: techniques by id, and every bed that was measured with its rows, numbers and standings."""
     content = {
         "metrics": {
-            key: {"title": metric.title, "better": metric.better} for key, metric in METRICS.items() if metric.better
+            key: {"title": metric.title, "better": metric.better, "unit": UNITS[key]}
+            for key, metric in METRICS.items()
+            if metric.better
         },
         "costs": {axis: axis_title(axis) for axis in AXES},
         "techniques": {id: technique(view, atlas.partners.get(id)) for id, view in atlas.techniques.items()},
@@ -40,7 +43,8 @@ def technique(view: TechniqueView, partner: Partner | None) -> dict[str, Any]:
         refused = {f"both edit {field}": [other.id for other in others] for field, others in view.rivals.items()}
     return {
         "name": known.name, "area": view.area.title, "family": view.family.title, "year": known.paper.year,
-        "idea": known.idea, "saves": list(known.cost_axis), "retrains": known.retrains, "changes": list(known.changes),
+        "idea": known.idea, "saves": list(known.cost_axis), "trains": known.changes_training,
+        "changes": list(known.changes),
         "refused": refused,
         "claims": view.counts.statuses, "scales": view.counts.scales,
     }  # fmt: skip

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from catalog import Area, Bed, Catalog, Family, Section, Survey, Surveyed, Technique
+from catalog import Area, Bed, Catalog, Family, Section, Survey, Surveyed, Technique, cell_name
 from catalog.models import Sampling, Training
 from flows.records import share_of
 from flows.rendering import claims, costs
@@ -189,12 +189,26 @@ def on_bed(measured: Measured, technique: Technique, bed: Bed) -> OnBed:
         [Counter(name, None) for name in technique.counters],
         [
             (technique.name, measured.picture(bed, technique.id, technique.name)),
+            *of_control(measured, technique, bed),
             ("Baseline", measured.picture(bed, BASELINE, "the baseline")),
         ],
         [], [], [], [], None, None, {}, None, [], [], {}, None, None, None, {}, {}, None,
     )  # fmt: skip
     record = measured.record(bed.name, technique.id)
     return blank if record is None else filled(blank, measured, technique, record)
+
+
+def of_control(measured: Measured, technique: Technique, bed: Bed) -> list[tuple[str, Picture | None]]:
+    """The samples of the control, where that is another technique at its defaults and has some."""
+    known = measured.catalog
+    control = cell_name(technique.control, known, bed.name)
+    return [
+        (f"Its control, {other.name}", picture)
+        for other in known.techniques.values()
+        if other.id in technique.builds_on
+        and cell_name(other.default, known, bed.name) == control
+        and (picture := measured.picture(bed, other.id, other.name))
+    ]
 
 
 def filled(blank: OnBed, measured: Measured, technique: Technique, record: Record) -> OnBed:
@@ -229,7 +243,7 @@ def filled(blank: OnBed, measured: Measured, technique: Technique, record: Recor
         scores=scores(record, path, ignored=() if beside else ("fidelity",)),
         spending=costs.vector(record, path) if cell and bed.network else [],
         uncounted=costs.uncounted(record),
-        pays_back=costs.pays_back(record, path),
+        pays_back=costs.pays_back(record, path, technique.cost_axis),
         provenance=costs.provenance(machine, bed.name, technique.id) if machine else None,
         along=along(record, bed, path),
         seeds=cell["seeds"] if cell else {},

@@ -325,6 +325,12 @@ def test_a_latency_under_load_or_with_a_wide_interval_is_compared_with_nobody(kn
     assert said in text(section(tmp_path / "site", "t/ddim.html", "machine-digits", "</table>"))
     assert "0.50 0.40 to 0.60" in text(section(tmp_path / "site", "t/ddim.html", "machine-digits", "</table>"))
     assert "more to do than cores" not in text((tmp_path / "site/t/edm_heun.html").read_text())
+    assert "its interval is wide" not in text((tmp_path / "site/t/ddim.html").read_text())
+    busy = provenance(
+        {**made_up.MADE, "seconds": {}, "timing": {"against": "baseline", **made_up.TIMING}}, "digits", "a"
+    )
+    wide = replace(busy.timed[0], ratio=busy.timed[0].ratio.but(0.5, 0.2, 0.6))
+    assert not busy.wide and replace(busy, timed=[wide]).wide
 
 
 def weakened(known: Catalog, root: Path, accuracy: float) -> Atlas:
@@ -479,7 +485,7 @@ def test_a_metric_by_which_more_steps_are_worse_is_named(known: Catalog, tmp_pat
     said = text(section(tmp_path / "site", "beds.html", "resolution-digits", "</table>"))
     assert "More steps score worse from 16 and 20 steps: there FD does not measure what steps do" in said
     page = text(section(tmp_path / "site", "beds.html", "bed-digits", "</section>"))
-    assert "A weak bed. By FD the baseline gets worse with more steps here, from 16 to 20" in page
+    assert "Read with care. By FD the baseline gets worse with more steps here, from 16 to 20" in page
 
 
 def test_a_bed_with_one_training_does_not_know_how_much_trainings_differ(site: Path) -> None:

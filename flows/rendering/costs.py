@@ -45,6 +45,14 @@ class Timed:
     above: Number | None = None
     """The ratio of what either needs above the subject loaded and idle."""
 
+    @property
+    def wide(self) -> bool:
+        """Whether the ratio of times has no interval, or one of which an end is many times the other."""
+        low, high = self.ratio.low, self.ratio.high
+        if self.key == "memory":
+            return False
+        return not self.ratio.bounded or low is None or high is None or high > WIDEST * low
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -66,12 +74,14 @@ class Provenance:
         """Whether the machine had more to do than it has cores."""
         return self.host["load"] > self.host["cores"]
 
+    @property
+    def wide(self) -> bool:
+        """Whether the interval of some ratio of times is too wide for the ratio to say much."""
+        return any(timed.wide for timed in self.timed)
+
     def steady(self, timed: Timed) -> bool:
         """Whether a ratio may be put beside those of others: memory always, times only from a machine that had room."""
-        low, high = timed.ratio.low, timed.ratio.high
-        return timed.key == "memory" or bool(
-            not self.busy and timed.ratio.bounded and low and high and high <= WIDEST * low
-        )
+        return timed.key == "memory" or not (self.busy or timed.wide)
 
     @property
     def latency(self) -> Number | None:

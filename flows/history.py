@@ -4,7 +4,7 @@ A tolerance that is changed after the run that tested it leaves a second entry, 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,16 @@ Histories = Mapping[tuple[str, str], Mapping[str, tuple[Terms, ...]]]
 
 def terms_of(claim: Claim) -> dict[str, Any]:
     """The fields of a claim that decide its verdict, as JSON has them."""
-    return claim.model_dump(mode="json", include=set(TERMS), exclude_none=True)
+    return plain(claim.model_dump(mode="json", include=set(TERMS), exclude_none=True))
+
+
+def plain(terms: dict[str, Any]) -> dict[str, Any]:
+    """Terms without what goes without saying: that a cell had all of its training, which old entries do not tell."""
+    return {field: _all_trained(term) if field in ("arm", "control") else term for field, term in terms.items()}
+
+
+def _all_trained(cell: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in cell.items() if (key, value) != ("trained", 1.0)}
 
 
 def path_of(results: Path, bed: str, id: str) -> Path:
@@ -41,7 +50,21 @@ def path_of(results: Path, bed: str, id: str) -> Path:
 
 
 def read(results: Path, bed: str, id: str) -> dict[str, tuple[Terms, ...]]:
-    """The history of every claim that was ever measured, withdrawn ones included, oldest first."""
+    """The history of every claim that was ever measured, withdrawn ones included, oldest first.
+
+    An entry that says the same as the one before in other words is left out.
+    """
+    found: dict[str, tuple[Terms, ...]] = {}
+    for claim, entries in _noted(results, bed, id).items():
+        said = [replace(entry, terms=plain(entry.terms)) for entry in entries]
+        found[claim] = tuple(
+            entry for index, entry in enumerate(said) if not index or entry.terms != said[index - 1].terms
+        )
+    return found
+
+
+def _noted(results: Path, bed: str, id: str) -> dict[str, tuple[Terms, ...]]:
+    """The history as it stands in the file."""
     path = path_of(results, bed, id)
     known = read_json(path) if path.exists() else {}
     return {claim: tuple(Terms(**entry) for entry in entries) for claim, entries in known.items()}
@@ -57,11 +80,15 @@ def add(known: Catalog, bed: str, id: str, results: Path) -> None:
     """Note the terms of every claim of a technique that is tested on the bed, where they are new."""
     if id not in known.techniques:
         return
-    history = read(results, bed, id)
+    history = _noted(results, bed, id)
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     for claim in known.technique(id).claims:
         entries = history.get(claim.id, ())
-        if claim.untested is None and bed in claim.beds and (not entries or entries[-1].terms != terms_of(claim)):
+        if (
+            claim.untested is None
+            and bed in claim.beds
+            and (not entries or plain(entries[-1].terms) != terms_of(claim))
+        ):
             history[claim.id] = (*entries, Terms(terms_of(claim), commit(), now))
     if history:
         write_json(path_of(results, bed, id), {claim: [asdict(entry) for entry in history[claim]] for claim in history})

@@ -170,7 +170,7 @@ def test_a_comparison_is_chosen_and_carried_by_its_address(site: Path, page: Pag
         add.select_option(name)
     expect(add).to_be_disabled()
     combined = page.get_by_role("row", name="Can be combined").locator("td").first
-    expect(combined).to_contain_text("not with EDM Heun sampler (both edit sampler, steps)")
+    expect(combined).to_contain_text("not with EDM Heun sampler (both set sampler)")
 
 
 def test_the_frontier_follows_its_controls(site: Path, page: Page) -> None:

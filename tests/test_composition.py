@@ -1,5 +1,6 @@
 """What can be combined, what pairs gain together, and the page of both."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -121,4 +122,13 @@ def test_the_page_shows_every_pair_and_what_was_measured(tmp_path: Path) -> None
     text = (tmp_path / "site/composition.html").read_text()
     assert len(re.findall(r"<strong>multiply</strong>", text)) == 2
     assert "deepcache+diff_pruning" not in (tmp_path / "site/index.html").read_text()
+    refused = len(next(partner for partner in every.partners if partner.technique.id == "deepcache").refused)
+    shown = (tmp_path / "site/t/deepcache.html").read_text()
+    goes = next(partner for partner in every.partners if partner.technique.id == "deepcache").goes
+    assert f'composition.html#of-deepcache">{goes} of {len(every.techniques) - 1} other techniques' in shown
+    assert refused and "deepcache needs a UNetConfig in `net`, which is DiTConfig: <a" in shown
+    assert 'id="of-deepcache"' in text and "Deepcache needs" not in text
+    data = (tmp_path / "site/data/atlas.js").read_text().removeprefix("window.ATLAS = ").removesuffix(";\n")
+    told = json.loads(data)["techniques"]["deepcache"]["refused"]
+    assert "dit" in told["deepcache needs a UNetConfig in `net`, which is DiTConfig"]
     assert "both set `sampler`" in text and f"{len(every.refused)} of {every.pairs} are filled" in text

@@ -215,6 +215,25 @@ def test_a_tolerance_changed_after_the_run_stays_visible(known: Catalog, tmp_pat
     json.dumps(as_json(first(kinder, tmp_path)))
 
 
+def test_what_goes_without_saying_is_no_change_of_terms(known: Catalog, tmp_path: Path) -> None:
+    measured(known, tmp_path)
+    path = history.path_of(tmp_path, "digits", MIN_SNR)
+    noted = json.loads(path.read_text())
+    claim = first(known, tmp_path).claim.id
+    (entry,) = noted[claim]
+    assert "trained" not in entry["terms"]["arm"]
+    said = {**entry["terms"], "arm": {**entry["terms"]["arm"], "trained": 1.0}}
+    half = {**entry["terms"], "arm": {**entry["terms"]["arm"], "trained": 0.5}}
+    noted[claim] = [entry, {**entry, "terms": said, "when": "2026-02-01T00:00:00Z"}]
+    path.write_text(json.dumps(noted))
+    assert [each.when for each in first(known, tmp_path).terms] == [entry["when"]]
+    history.add(known, "digits", MIN_SNR, tmp_path)
+    assert json.loads(path.read_text())[claim] == noted[claim], "what was noted stays as it was"
+    noted[claim][1]["terms"] = half
+    path.write_text(json.dumps(noted))
+    assert len(first(known, tmp_path).terms) == 2
+
+
 def test_every_claim_stands_once_for_each_bed_and_is_json(known: Catalog, tmp_path: Path) -> None:
     judged = judge(known, tmp_path)
     expected = sum(len(each.beds) or 1 for technique in known.techniques.values() for each in technique.claims)

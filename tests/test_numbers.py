@@ -132,8 +132,8 @@ def test_what_stands_first_is_what_the_record_says(site: Path, id: str) -> None:
         main = "fd" if record["features"] else "w2"
         cells = lines[f"on-{record['bed']}"]
         is_said(cells[1], [subject["cost"]["evaluations"]])
-        is_said(cells[2], [subject["cost"]["macs"]])
-        is_said(cells[3], [subject["cost"]["bytes"]])
+        for key, text in (("macs", cells[2]), ("bytes", cells[3])):
+            is_said(text, [subject["cost"][key]] if subject["cost"]["parameters"] else [])  # a formula has none
         is_said(cells[5], interval(subject["metrics"][main]["values"]))
         for axis, text in (("evaluations", cells[6]), ("macs", cells[7])):
             other = record["cells"].get(record[f"equal_{axis}"]["cell"])

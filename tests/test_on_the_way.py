@@ -119,7 +119,7 @@ def test_the_page_draws_both_on_the_way(tmp_path: Path) -> None:
         assert point.images is not None and point.images.value == round(99_840 * point.share)
     assert [len(line.points) for pair in found.plots.values() for plot in pair for line in plot.lines] == [4] * 8
     assert along(read_json(tmp_path / "results/digits/deepcache.json"), KNOWN.bed("digits"), "") is None
-    points = cell_points(KNOWN.technique("v_prediction"), record, "evaluations", "fd")
+    points = cell_points(KNOWN, KNOWN.technique("v_prediction"), record, "evaluations", "fd")
     assert points and not any("~" in point.label for point in points)
     rows = few_steps.on_bed(measured, KNOWN.bed("digits"))
     assert rows is not None and not any("~" in n.cell for row in rows.rows for n in row.qualities if n)

@@ -5,6 +5,7 @@ import html
 import json
 import math
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ from scipy import stats
 import catalog
 from catalog import Catalog
 from flows.ledger import EXACT_UNITS
-from flows.rendering import render
+from flows.rendering import render, spent
+from flows.rendering.atlas import Atlas
+from flows.rendering.claims import term
 from flows.rendering.comparison import Difference
-from flows.rendering.costs import pays_back
-from flows.rendering.numbers import Number, exact, probability
-from flows.rendering.quantities import COSTS, METRICS
+from flows.rendering.costs import pays_back, provenance
+from flows.rendering.family import points
+from flows.rendering.numbers import Number, exact, probability, sentence, singular
+from flows.rendering.procedures import INTERVALS, READING
+from flows.rendering.quantities import COSTS, MACHINE, METRICS
 from methods.measure.reference import UNITS
 from methods.measure.statistics import paired
 
@@ -43,6 +48,11 @@ def site(known: Catalog, results: Path, tmp_path_factory: pytest.TempPathFactory
     out = tmp_path_factory.mktemp("site")
     render(known, results, out)
     return out
+
+
+@pytest.fixture(scope="module")
+def atlas(known: Catalog, results: Path) -> Atlas:
+    return Atlas(known, results)
 
 
 def text(markup: str) -> str:
@@ -162,6 +172,30 @@ def test_charts_offer_several_qualities_and_fidelity_only_where_weights_are_the_
     assert "chart-digits-fidelity" not in (site / "t/v_prediction.html").read_text()
 
 
+@pytest.mark.parametrize("id", ["fora", "int8_dynamic", "edm_heun"])
+def test_fidelity_is_not_compared_across_networks(atlas: Atlas, known: Catalog, id: str) -> None:
+    apart = any(known.technique(each).retrains for each in known.technique(id).default.methods)
+    bed = known.bed("digits")
+    row = next(row for row in atlas.entrants(bed) if row.id == id)
+    assert ("fidelity" in row.qualities) != apart
+    on = atlas.techniques[id].beds[0]
+    drawn = next((view for view in on.charts if view.key == "fidelity"), None)
+    assert (drawn is None) == apart
+    assert on.faith is not None or "fidelity" in on.opponents[1].differences
+    members = [(view, on) for view, on in atlas.on(bed) if view.technique.id == id]
+    assert bool(points(atlas, members, "evaluations", "fidelity")) != apart
+
+
+def test_what_means_to_change_images_is_not_asked_how_little_it_changes_them(known: Catalog, tmp_path: Path) -> None:
+    made_up.bed(known, tmp_path, "adaptation", ["controlnet"])
+    found = Atlas(known, tmp_path)
+    on = found.techniques["controlnet"].beds[0]
+    assert on.scores and on.faith is None and not on.faithful
+    assert "fidelity" not in {score.key for score in on.scores} | {view.key for view in on.charts}
+    row = next(row for row in found.entrants(on.bed) if row.id == "controlnet")
+    assert "fidelity" not in row.qualities and "fd" in row.qualities
+
+
 def known_beds(results: Path, id: str) -> list[Path]:
     return list(results.glob(f"*/{id}.json"))
 
@@ -222,6 +256,47 @@ def test_break_even_in_words(own: dict[str, Any], words: str, samples: int | Non
     assert (found.samples.value if found.samples else None) == samples
 
 
+def test_what_is_not_meant_to_save_work_is_not_asked_when_it_pays_back() -> None:
+    record = pair(macs=10, one_off_macs=7)
+    found = pays_back(record, "data/digits/a.json", ("training", "memory"))
+    assert found and found.words == "not asked: meant to save training, memory"
+    assert (pays_back(record, "data/digits/a.json", ("bytes", "macs")) or found).words.startswith("never")
+    cheaper = pays_back(pair(macs=5), "data/digits/a.json", ("memory",))
+    assert cheaper and cheaper.words.startswith("at once, since it costs no more")
+
+
+def test_steps_of_which_no_time_was_noted_are_left_out() -> None:
+    content = {**made_up.MADE, "seconds": {"train": 0, "sample": 9.5}, "timing": None}
+    assert provenance(content, "digits", "ddim").seconds.keys() == {"sample"}
+
+
+def test_numbers_and_units_read_as_they_are_said() -> None:
+    assert [exact(value) for value in (3592.8, 12345.6, -1000.4, 999.96)] == ["3,593", "12,346", "−1,000", "1000"]
+    units = [("steps", 1), ("steps", 2), ("branches", 1), ("calls of the network", 1), ("strata", 1), ("losses", 1.0)]
+    said = ["step", "steps", "branch", "call of the network", "stratum", "loss"]
+    assert [singular(*each) for each in units] == said and singular("logit of t", 1) == "logit of t"
+    ids = {"deepcache"}
+    assert (sentence("deepcache needs", ids), sentence("both set", ids)) == ("deepcache needs", "Both set")
+
+
+def test_where_there_is_no_network_none_of_its_costs_is_zero(site: Path) -> None:
+    table = section(site, "t/ddim.html", "main", "</table>")
+    plane = next(row for row in table.split("<tr>") if "#on-mixture" in row)
+    cells = [text("<td" + cell) for cell in plane.split("<td")[1:]]
+    assert cells[1] == cells[2] == "–" and cells[0] != "–"
+
+
+def test_the_grid_of_a_control_stands_between_technique_and_baseline(atlas: Atlas) -> None:
+    titles = [title for title, _ in atlas.techniques["fora"].beds[0].pictures]
+    own, control = (atlas.catalog.technique(id).name for id in ("fora", "dit"))
+    assert titles == [own, f"Its control, {control}", "Baseline"]
+    assert [title for title, _ in atlas.techniques["ddim"].beds[0].pictures][1:] == ["Baseline"]
+
+
+def test_a_search_without_javascript_says_where_to_look(site: Path) -> None:
+    assert "The search needs JavaScript." in (site / "taxonomy.html").read_text().split("<noscript>")[1]
+
+
 def test_what_one_machine_took_stands_apart_with_the_machine(site: Path, results: Path) -> None:
     box = text(section(site, "t/edm_heun.html", "machine-digits", "</div>\n{%").split("<details")[0])
     for said in ("a processor", "load average 0.5", "2026-01-02", "commit c0ffee", "Energy Not measured", "6 rounds"):
@@ -229,6 +304,56 @@ def test_what_one_machine_took_stands_apart_with_the_machine(site: Path, results
     assert re.search(r"Latency , batch of 1 seconds 0.2 0.4 0.50 0.40 to 0.60", box)
     assert re.search(r"Throughput , batch of 64 .* 200 100 0.51\d* 0.4", box)
     assert re.search(r"not sampled: 150 M 300 M 200 M 1.5 no interval", box)
+
+
+def test_a_latency_under_load_or_with_a_wide_interval_is_compared_with_nobody(known: Catalog, tmp_path: Path) -> None:
+    made_up.bed(known, tmp_path / "results", "digits", ["ddim", "edm_heun", "deepcache"])
+    for id, load, high in (("ddim", 2.5, 0.6), ("edm_heun", 0.5, 0.81), ("deepcache", 2.0, 0.8)):
+        path = tmp_path / f"results/digits/{id}.cost.json"
+        content = json.loads(path.read_text())
+        content["host"] = {**content["host"], "load": load}
+        content["timing"]["latency"]["ratio"]["high"] = high
+        path.write_text(json.dumps(content))
+    found = Atlas(known, tmp_path / "results")
+    rows = {row.id: row.costs for row in found.entrants(known.bed("digits"))}
+    assert {id for id in rows if id and "latency" in rows[id]} == {"deepcache"}
+    assert "memory" in rows["ddim"]
+    render(known, tmp_path / "results", tmp_path / "site")
+    first = (tmp_path / "site/beds.html").read_text()
+    assert first.count("unsteady") == 2
+    said = "more to do than cores (a load of 2.5 on 2 cores)"
+    assert said in text(section(tmp_path / "site", "t/ddim.html", "machine-digits", "</table>"))
+    assert "0.50 0.40 to 0.60" in text(section(tmp_path / "site", "t/ddim.html", "machine-digits", "</table>"))
+    assert "more to do than cores" not in text((tmp_path / "site/t/edm_heun.html").read_text())
+    assert "its interval is wide" not in text((tmp_path / "site/t/ddim.html").read_text())
+    busy = provenance(
+        {**made_up.MADE, "seconds": {}, "timing": {"against": "baseline", **made_up.TIMING}}, "digits", "a"
+    )
+    wide = replace(busy.timed[0], ratio=busy.timed[0].ratio.but(0.5, 0.2, 0.6))
+    assert not busy.wide and replace(busy, timed=[wide]).wide
+
+
+def weakened(known: Catalog, root: Path, accuracy: float) -> Atlas:
+    """A bed whose classifier recognises this share of the baseline's images."""
+    made_up.bed(known, root, "digits", ["ddim"])
+    path = root / "digits/baseline.json"
+    content = json.loads(path.read_text())
+    content["cells"]["baseline"]["metrics"]["accuracy"]["mean"] = accuracy
+    path.write_text(json.dumps(content))
+    return Atlas(known, root)
+
+
+def test_a_bed_whose_baseline_nobody_recognises_says_so_wherever_it_judges(known: Catalog, tmp_path: Path) -> None:
+    weak = weakened(known, tmp_path / "weak", 0.42)
+    said = "Images of the baseline are recognised in 42 % of cases here, real ones in 98 %: FD says little"
+    assert said in (weak.beds["digits"].weak or "")
+    assert said in (weak.techniques["ddim"].beds[0].weak or "")
+    judged = [each for each in weak.techniques["ddim"].claims if each.judged.verdict and each.judged.bed == "digits"]
+    assert judged
+    for each in judged:
+        touched = each.claim.metric in METRICS and each.claim.metric != "fidelity"
+        assert (said in (each.caution or "")) == touched
+    assert weakened(known, tmp_path / "fair", 0.5).beds["digits"].weak is None
 
 
 def test_a_stale_verdict_says_why_and_a_current_one_does_not(site: Path) -> None:
@@ -254,6 +379,44 @@ def test_terms_changed_after_a_run_are_shown_before_and_after(site: Path, known:
     assert "changed after a run" not in unchanged and "unchanged in every record since 2026-01-01" in unchanged
     ledger = text((site / "claims.html").read_text())
     assert "Changed after a run for 1 claim" in ledger and "1 claim was withdrawn" in ledger
+
+
+def test_a_claim_written_after_the_first_measurement_is_marked(known: Catalog, tmp_path: Path) -> None:
+    made_up.bed(known, tmp_path / "results", "digits", ["ddim"])
+    path = tmp_path / "results/digits/ddim.claims.json"
+    noted = json.loads(path.read_text())
+    claim = known.technique("ddim").claims[1].id
+    noted[claim][0]["when"] = "2026-03-04T00:00:00Z"
+    path.write_text(json.dumps(noted))
+    render(known, tmp_path / "results", tmp_path / "site")
+    said = "Written after this technique was first measured here , 2026-03-04"
+    assert said in text(section(tmp_path / "site", "t/ddim.html", f"claim-{claim}-digits", "</article>"))
+    assert text((tmp_path / "site/t/ddim.html").read_text()).count("Written after this technique") == 1
+    ledger = text((tmp_path / "site/claims.html").read_text())
+    assert ledger.count("written after the first measurement") == 1
+    assert f"and marked: 1 claim, ddim, {claim}" in ledger
+
+
+def test_a_share_of_the_training_is_part_of_a_term() -> None:
+    cell = {"methods": {"p2_weighting": {}}, "steps": 10}
+    assert term({**cell, "trained": 0.25}) == "p2_weighting@10~0.25"
+    assert term({**cell, "trained": 1.0}) == term(cell) == "p2_weighting@10"
+
+
+def test_a_question_of_ours_is_not_put_into_the_mouth_of_a_paper(atlas: Atlas) -> None:
+    ours = [each for _, each in atlas.claims() if each.claim.where.startswith("not in the paper")]
+    assert all(each.ours for each in ours) and any(each.claim.where != "not in the paper" for each in ours)
+
+
+@pytest.mark.parametrize("opening", ["So are", "So is", "It does so", "The same"])
+def test_a_sentence_of_the_ledger_stands_alone(known: Catalog, opening: str) -> None:
+    said = [(t.id, claim.id, claim.says) for t in known.techniques.values() for claim in t.claims]
+    assert not [each for each in said if each[2].startswith(opening + " ")]
+
+
+def test_claims_about_several_grids_say_on_which(known: Catalog) -> None:
+    said = [claim.says for claim in known.technique("deis").claims]
+    assert len(said) == len({*said})
 
 
 def test_the_ledger_counts_what_was_tested_and_what_the_correction_took_back(site: Path) -> None:
@@ -321,6 +484,8 @@ def test_a_metric_by_which_more_steps_are_worse_is_named(known: Catalog, tmp_pat
     render(known, tmp_path / "results", tmp_path / "site")
     said = text(section(tmp_path / "site", "beds.html", "resolution-digits", "</table>"))
     assert "More steps score worse from 16 and 20 steps: there FD does not measure what steps do" in said
+    page = text(section(tmp_path / "site", "beds.html", "bed-digits", "</section>"))
+    assert "Read with care. By FD the baseline gets worse with more steps here, from 16 to 20" in page
 
 
 def test_a_bed_with_one_training_does_not_know_how_much_trainings_differ(site: Path) -> None:
@@ -348,14 +513,41 @@ def test_every_quantity_is_explained(site: Path) -> None:
         for said in (metric.about, metric.source, metric.blind, metric.bias, metric.uncertainty, UNITS[key]):
             assert " ".join(said.split()) in text(article)
         assert (f"{metric.better} is better" in text(article)) == (metric.better is not None)
-    for cost in COSTS.values():
+    for cost in (*COSTS.values(), *MACHINE.values()):
         assert cost.about in text(page)
+    for key, each in (INTERVALS | READING).items():
+        assert each.about in text(page.split(f'<article class="procedure" id="{key}"')[1].split("</article>")[0])
+    assert {"cells", "counters", "on-the-way", "gradients", "front", "together", "others"} == READING.keys()
 
 
-def test_where_the_time_went(site: Path) -> None:
+def test_a_method_says_no_more_than_is_true(site: Path, known: Catalog, results: Path) -> None:
+    page = text((site / "methods.html").read_text())
+    assert "but for techniques that compile" in page and "training budget, seeds" not in page
+    assert "whole range, which holds the median in 96.9 % of cases" in page
+    assert "at most 5 % are expected to be wrong, if the tests are independent" in text(
+        (site / "claims.html").read_text()
+    )
+    assert "by more than their number explains" not in page
+    floor = Atlas(known, results).beds["digits"].floor
+    assert floor and not floor.shifted
+    apart = replace(floor, excess=floor.excess.but(3 * floor.own.value, None, None))
+    assert apart.shifted
+
+
+def test_memory_is_also_compared_above_what_is_loaded(site: Path) -> None:
+    box = text(section(site, "t/edm_heun.html", "machine-digits", "</table>"))
+    assert "ratio above what is loaded: 3 ; loaded and not sampled: 150 M 300 M 200 M 1.5 no interval" in box
+
+
+def test_where_the_time_went(site: Path, atlas: Atlas, results: Path, known: Catalog) -> None:
     page = text(section(site, "methods.html", "time-digits", "</section>"))
     assert "45 s by the clock with 2 processes, 80 s added up" in page
     assert "Training 60 75 %" in page and "Records 20 25 %" in page
+    there = len(atlas.records["digits"])
+    assert f"This survey made 1 of the {there} records now there; others were made, or made again, since." in page
+    later = {id: "2026-05-01T00:00:00Z" for id in atlas.records["digits"]}
+    content = json.loads((results / "digits/survey.cost.json").read_text())
+    assert spent.view(known.bed("digits"), content, later).made == 0
     assert "time-mnist" not in (site / "methods.html").read_text()
 
 

@@ -23,8 +23,19 @@ from flows.rendering.equations import equations
 from flows.rendering.frontier import AXES, LEVEL, axis_title
 from flows.rendering.interactive import DATA, script
 from flows.rendering.measured import COST
-from flows.rendering.numbers import capital, day, exact, grouped, percent, plural, probability, short
-from flows.rendering.procedures import BIAS, BREAK_EVEN, INTERVALS, RESOLUTION
+from flows.rendering.numbers import (
+    capital,
+    day,
+    exact,
+    grouped,
+    percent,
+    plural,
+    probability,
+    sentence,
+    short,
+    singular,
+)
+from flows.rendering.procedures import BIAS, BREAK_EVEN, INTERVALS, READING, RESOLUTION
 from flows.rendering.quantities import COSTS, MACHINE, METRICS, title
 from flows.rendering.spent import step_title
 from methods.measure.reference import UNITS
@@ -110,11 +121,12 @@ def templates() -> Environment:
     environment.filters.update(
         exact=exact, grouped=grouped, title_of=title, mathml=Markup, percent=percent, step_title=step_title,
         axis_title=axis_title, equations=equations, probability=probability, short=short, capital=capital, day=day,
+        sentence=sentence, singular=singular,
     )  # fmt: skip
     environment.globals.update(
         METRICS=METRICS, COSTS=COSTS, MACHINE=MACHINE, STATUSES=STATUSES, COST=COST, UNITS=UNITS,
         EXACT_UNITS=EXACT_UNITS, INTERVALS=INTERVALS, BIAS=BIAS, RESOLUTION=RESOLUTION, BREAK_EVEN=BREAK_EVEN,
-        plural=plural, AXES=AXES, LEVEL=LEVEL, DATA=DATA,
+        READING=READING, plural=plural, AXES=AXES, LEVEL=LEVEL, DATA=DATA,
     )  # fmt: skip
     return environment
 

@@ -10,6 +10,7 @@ from catalog import Area, Bed, Technique
 from flows import composition
 from flows.ledger import FALSE_DISCOVERIES
 from flows.rendering import beds, family, frontier, gradients, spent, technique
+from flows.rendering import composition as pairs
 from flows.rendering.beds import BedView, Row
 from flows.rendering.charts import MANY, Chart
 from flows.rendering.claims import ClaimView, Counts, Withdrawn, withdrawn
@@ -73,6 +74,12 @@ class Atlas(Measured):
         }
 
     @cached_property
+    def partners(self) -> dict[str, pairs.Partner]:
+        """By technique: whom it goes with, on the bed where every pair was composed; empty where none was."""
+        found = (pairs.whole(self, bed) for bed in self.catalog.beds.values())
+        return next(({each.technique.id: each for each in whole.partners} for whole in found if whole), {})
+
+    @cached_property
     def levels(self) -> list[gradients.Levels]:
         """Which noise levels trainings get their noise from, on every bed where that was measured."""
         return gradients.views(self)
@@ -103,7 +110,11 @@ class Atlas(Measured):
     def spent(self) -> list[Spent]:
         """Where the time of each bed's survey went, of those that noted it."""
         found = [(view.bed, self.file(view.bed.name, "survey.cost.json")) for view in self.beds.values()]
-        return [spent.view(bed, content) for bed, content in found if content]
+        return [spent.view(bed, content, self.timed(bed.name)) for bed, content in found if content]
+
+    def timed(self, bed: str) -> dict[str, str]:
+        """When each record of a bed was put beside its seconds, empty for one that never was."""
+        return {id: (self.file(bed, f"{id}.cost.json") or {}).get("when", "") for id in self.records.get(bed, {})}
 
     def newest(self, count: int = 6) -> list[tuple[TechniqueView, OnBed]]:
         """What was measured last."""

@@ -10,6 +10,7 @@ from flows.rendering.comparison import Difference, metrics
 from flows.rendering.measured import BASELINE, COST, Measured, Picture
 from flows.rendering.numbers import Number, Record, cost, difference, excess, quality, within
 from flows.rendering.quantities import COSTS, counted, main_metric
+from flows.rendering.weak import weak
 from methods.measure.resolution import between_samplers, between_trainings
 
 ONE_TRAINING = "not known: one training seed"
@@ -59,6 +60,11 @@ class Floor:
     held_out: Number
     excess: Number
 
+    @property
+    def shifted(self) -> bool:
+        """Whether held-out images lie apart from training images by more than their number explains."""
+        return self.excess.value > self.own.value
+
 
 @dataclass(frozen=True)
 class BedView:
@@ -74,6 +80,8 @@ class BedView:
     resolutions: list[Resolution]
     picture: Picture | None
     floor: Floor | None
+    weak: str | None = None
+    """Why its qualities are to be read with care."""
 
     @property
     def size(self) -> Number | None:
@@ -119,7 +127,7 @@ def view(measured: Measured, bed: Bed) -> BedView:
     return BedView(
         bed, metric, record, path, cells, metrics(record), charts,
         [resolve(measured, bed, record, key, [row.cell for row in cells], path) for key in metrics(record)],
-        measured.picture(bed, BASELINE, "the baseline"), best,
+        measured.picture(bed, BASELINE, "the baseline"), best, weak(measured, bed),
     )  # fmt: skip
 
 

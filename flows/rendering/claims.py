@@ -10,9 +10,10 @@ from flows.history import Terms
 from flows.ledger import Judged, Status, tally
 from flows.rendering.measured import Measured
 from flows.rendering.numbers import MINUS, Number, exact
+from flows.rendering.weak import caution as weak_caution
 
 NOT_IN_PAPER = "not in the paper"
-"""How the catalog marks a claim that is a control of this survey."""
+"""How the catalog begins to say where a claim stands that is a question of this survey."""
 RELATIONS = {"at_most": "at most", "at_least": "at least", "equal": "equal to"}
 SAMPLING_ONLY = "One training seed: the interval holds sampling noise only, not that of training."
 
@@ -60,6 +61,8 @@ class ClaimView:
     expectation: str
     caution: str | None
     changes: list[Change]
+    late: str | None
+    """When it was first noted, where that is after the technique's first measurement on the bed."""
 
     @property
     def claim(self) -> Claim:
@@ -68,7 +71,7 @@ class ClaimView:
     @property
     def ours(self) -> bool:
         """Whether it is a question of this survey rather than a sentence of the paper."""
-        return self.claim.where == NOT_IN_PAPER
+        return self.claim.where.startswith(NOT_IN_PAPER)
 
     @property
     def scale(self) -> str | None:
@@ -92,9 +95,21 @@ def view(measured: Measured, judged: Judged) -> ClaimView:
     number = statistic(judged, f"data/{judged.bed}/{judged.technique}.json")
     trained = measured.catalog.technique(judged.technique).retrains
     alone = trained and len(judged.train) == 1 and number is not None and not number.exact
+    weak = None
+    if judged.verdict and judged.bed and judged.claim.metric:
+        weak = weak_caution(measured, measured.catalog.bed(judged.bed), judged.claim.metric)
+    cautions = " ".join(filter(None, (SAMPLING_ONLY if alone else None, weak)))
     return ClaimView(
-        judged, number, formula(judged), expectation(judged), SAMPLING_ONLY if alone else None, changes(judged.terms)
-    )
+        judged, number, formula(judged), expectation(judged), cautions or None, changes(judged.terms),
+        late(measured, judged),
+    )  # fmt: skip
+
+
+def late(measured: Measured, judged: Judged) -> str | None:
+    """When a claim was first noted, None where no claim of its technique was noted on this bed before."""
+    known = measured.histories.get((judged.bed or "", judged.technique), {})
+    first = min((entries[0].when for entries in known.values()), default="")
+    return judged.terms[0].when if judged.terms and judged.terms[0].when > first else None
 
 
 def statistic(judged: Judged, path: str) -> Number | None:
@@ -146,7 +161,8 @@ def term(value: Any) -> str:
             id + (f"({','.join(f'{name}={given}' for name, given in sorted(params.items()))})" if params else "")
             for id, params in sorted(value["methods"].items())
         )
-        return ("+".join(methods) or "baseline") + (f"@{value['steps']}" if value.get("steps") else "")
+        share = f"~{value['trained']:g}" if value.get("trained", 1) < 1 else ""
+        return ("+".join(methods) or "baseline") + (f"@{value['steps']}" if value.get("steps") else "") + share
     if isinstance(value, dict):
         return ", ".join(f"{RELATIONS[relation]} {exact(target)}" for relation, target in value.items())
     return exact(value)

@@ -70,12 +70,15 @@ class Score:
     within: tuple[Number | None, Number | None]
 
 
-def against(record: Record, key: str, path: str) -> list[Opponent]:
-    """Subject, control, and the control at equal evaluations and at equal MACs; empty without a control."""
+def against(record: Record, key: str, path: str, beside: tuple[str, ...] = ("fidelity",)) -> list[Opponent]:
+    """Subject, control, and the control at equal evaluations and at equal MACs; empty without a control.
+
+    They are compared by a metric and by those `beside` it.
+    """
     subject, control = record["default"], record["control"]
     if subject == control or not {subject, control} <= record["cells"].keys():
         return []
-    keys = tuple(dict.fromkeys((key, "fidelity")))
+    keys = tuple(dict.fromkeys((key, *beside)))
     rows = [_opponent(record, "subject", subject, keys, path), _opponent(record, "control", control, keys, path)]
     for axis in AXES:
         rows.append(_at_equal(record, axis, keys, path, {row.cell: row.role for row in rows}))
@@ -115,11 +118,11 @@ def _opponent(record: Record, role: str, cell: str, keys: tuple[str, ...], path:
     )
 
 
-def scores(record: Record, path: str) -> list[Score]:
-    """Every metric that the subject or its control has, in the order in which they are explained."""
+def scores(record: Record, path: str, ignored: tuple[str, ...] = ()) -> list[Score]:
+    """Every metric that the subject or its control has but for those `ignored`, in the order of their explanation."""
     subject, control = record["default"], record["control"]
     found = []
-    for key in metrics(record):
+    for key in [key for key in metrics(record) if key not in ignored]:
         gap = difference(record, subject, control, key, path)
         pair = quality(record, subject, key, path), quality(record, control, key, path)
         if any(pair):

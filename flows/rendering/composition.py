@@ -39,6 +39,11 @@ class Partner:
     goes: int
     refused: dict[str, list[Technique]]
 
+    @property
+    def others(self) -> int:
+        """How many techniques it could go with."""
+        return self.goes + sum(map(len, self.refused.values()))
+
 
 @dataclass(frozen=True)
 class Whole:

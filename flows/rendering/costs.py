@@ -1,12 +1,17 @@
 """What a technique costs beside its control: the exact vector, when it pays back, and what one machine took."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flows.rendering.numbers import Number, Record, cost, quotient
-from flows.rendering.quantities import COSTS
+from flows.rendering.quantities import COSTS, WIDEST
 from methods.measure.cost import break_even
+
+PER_SAMPLE = ("evaluations", "macs")
+"""What can pay a preparation back in MACs."""
+NEVER = "never: a sample costs no fewer MACs"
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,16 @@ class Timed:
     control: Number
     ratio: Number
     idle: Number | None = None
+    above: Number | None = None
+    """The ratio of what either needs above the subject loaded and idle."""
+
+    @property
+    def wide(self) -> bool:
+        """Whether the ratio of times has no interval, or one of which an end is many times the other."""
+        low, high = self.ratio.low, self.ratio.high
+        if self.key == "memory":
+            return False
+        return not self.ratio.bounded or low is None or high is None or high > WIDEST * low
 
 
 @dataclass(frozen=True)
@@ -55,8 +70,23 @@ class Provenance:
     """Commits whose code gave the same bytes later, each with the commit it was compared with."""
 
     @property
+    def busy(self) -> bool:
+        """Whether the machine had more to do than it has cores."""
+        return self.host["load"] > self.host["cores"]
+
+    @property
+    def wide(self) -> bool:
+        """Whether the interval of some ratio of times is too wide for the ratio to say much."""
+        return any(timed.wide for timed in self.timed)
+
+    def steady(self, timed: Timed) -> bool:
+        """Whether a ratio may be put beside those of others: memory always, times only from a machine that had room."""
+        return timed.key == "memory" or not (self.busy or timed.wide)
+
+    @property
     def latency(self) -> Number | None:
-        return next((timed.ratio for timed in self.timed if timed.key == "latency"), None)
+        """The ratio of latencies where it is steady."""
+        return next((timed.ratio for timed in self.timed if timed.key == "latency" and self.steady(timed)), None)
 
 
 def vector(record: Record, path: str) -> list[Spending]:
@@ -75,8 +105,11 @@ def uncounted(record: Record) -> dict[str, list[str]]:
     return {name: operations for name, operations in found.items() if operations}
 
 
-def pays_back(record: Record, path: str) -> PaysBack | None:
-    """Break-even in MACs; None where there is no control, or no network to count."""
+def pays_back(record: Record, path: str, saves: Sequence[str] = PER_SAMPLE) -> PaysBack | None:
+    """Break-even in MACs; None where there is no control, or no network to count.
+
+    What is not meant to save any per sample, by what it `saves`, is not told that it does not.
+    """
     names = record["default"], record["control"]
     if names[0] == names[1] or not set(names) <= record["cells"].keys():
         return None
@@ -90,7 +123,10 @@ def pays_back(record: Record, path: str) -> PaysBack | None:
         return PaysBack("not known: the preparation could not be counted")
     (own_once, own_each), (their_once, their_each) = ((each[0] + each[1], each[2]) for each in parts)
     unit = Number(0, None, None, 1, None, "samples, from exact counts of MACs", record["bed"], names[0], path)
-    return _words(own_once, own_each, their_once, their_each, unit)
+    found = _words(own_once, own_each, their_once, their_each, unit)
+    if found.words == NEVER and not {*PER_SAMPLE} & {*saves}:
+        return PaysBack(f"not asked: meant to save {', '.join(saves)}")
+    return found
 
 
 def _words(own_once: float, own_each: float, their_once: float, their_each: float, unit: Number) -> PaysBack:
@@ -98,13 +134,13 @@ def _words(own_once: float, own_each: float, their_once: float, their_each: floa
         return PaysBack("nothing to pay back: it costs the same MACs, beforehand and per sample")
     found = break_even(own_once, own_each, their_once, their_each)
     if found == 0:
-        return PaysBack("at once: it costs no more beforehand and no more per sample")
+        return PaysBack("at once, since it costs no more beforehand and no more per sample")
     if found is not None:
         return PaysBack("pays back after", unit.but(math.ceil(found), None, None))
     ahead = break_even(their_once, their_each, own_once, own_each)
     if ahead:
         return PaysBack("cheaper beforehand and dearer per sample: ahead only up to", unit.but(int(ahead), None, None))
-    return PaysBack("never: a sample costs no fewer MACs")
+    return PaysBack(NEVER)
 
 
 def provenance(content: dict[str, Any], bed: str, id: str) -> Provenance:
@@ -113,6 +149,7 @@ def provenance(content: dict[str, Any], bed: str, id: str) -> Provenance:
     once = {
         step: Number(value, -math.inf, math.inf, 1, None, "seconds", bed, step, path)
         for step, value in content["seconds"].items()
+        if value  # else nothing was noted
     }
     timed = list(_timed(content["timing"], bed, id, path)) if content["timing"] else []
     host, versions = content["host"], content["versions"]
@@ -143,5 +180,8 @@ def _timed(timing: dict[str, Any], bed: str, id: str, path: str) -> list[Timed]:
         subject, control = pair(found, "bytes resident at the peak", 1)
         ratio = number(subject.value / control.value, "ratio of bytes", f"{id} / {against}")
         idle = number(found["idle"], "bytes resident at the peak", f"{id}, loaded and not sampled")
-        rows.append(Timed("memory", timing["memory"]["batch"], subject, control, ratio, idle))
+        above = None
+        if control.value > idle.value:
+            above = ratio.but((subject.value - idle.value) / (control.value - idle.value), ratio.low, ratio.high)
+        rows.append(Timed("memory", timing["memory"]["batch"], subject, control, ratio, idle, above))
     return rows

@@ -7,7 +7,7 @@ from catalog import Area, Bed, Family
 from flows.rendering.charts import Datum, View
 from flows.rendering.claims import Counts
 from flows.rendering.comparison import at_equal
-from flows.rendering.measured import COST, Measured, datum
+from flows.rendering.measured import COST, Measured, datum, shares_flow
 from flows.rendering.technique import OnBed, TechniqueView
 
 Member = tuple[TechniqueView, OnBed]
@@ -81,7 +81,9 @@ def points(
     found = []
     for view, on in members:
         known, record = view.technique, measured.record(on.bed.name, view.technique.id)
-        if record is None or not on.path or (known.retrains and key == "fidelity"):
+        if record is None or not on.path or on.default not in record["cells"]:
+            continue
+        if key == "fidelity" and not shares_flow(measured.catalog, record["cells"][on.default]["methods"]):
             continue
         gap = at_equal(record, axis, key, on.path)
         mark, leads = gap.mark if gap else "same", leading is None or known.id in leading

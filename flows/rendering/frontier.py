@@ -15,7 +15,7 @@ from scipy import stats
 from catalog import Bed
 from flows.rendering import costs
 from flows.rendering.costs import Provenance
-from flows.rendering.measured import BASELINE, Measured
+from flows.rendering.measured import BASELINE, Measured, shares_flow
 from flows.rendering.numbers import Number, Record, cost, quality
 from flows.rendering.quantities import METRICS, title
 
@@ -70,20 +70,24 @@ def entrants(measured: Measured, bed: Bed) -> list[Entrant]:
             machine = measured.file(bed.name, f"{id}.cost.json")
             timed = costs.provenance(machine, bed.name, id) if machine else None
             default = records[id]["default"]
-            found.append(entrant(records[id], id, technique.name, default, timed, technique.retrains))
+            found.append(entrant(
+                records[id], id, technique.name, default, timed,
+                shares_flow(measured.catalog, records[id]["cells"][default]["methods"]),
+            ))  # fmt: skip
     return found
 
 
 def entrant(
-    record: Record, id: str | None, name: str, cell: str, timed: Provenance | None, retrains: bool = False
+    record: Record, id: str | None, name: str, cell: str, timed: Provenance | None, faithful: bool = True
 ) -> Entrant:
     """A cell with all its costs, and all qualities that have a better and a worse.
 
-    Fidelity is to a network of its own where a technique retrains, and compares with nobody else's.
+    Fidelity is one of them only where the cell is `faithful`: else it is that to another network, and compares with
+    nobody else's.
     """
     path = f"data/{record['bed']}/{record['id']}.json"
     metrics = record["cells"][cell]["metrics"]
-    rated = [key for key in METRICS if METRICS[key].better and not (retrains and key == "fidelity")]
+    rated = [key for key in METRICS if METRICS[key].better and (faithful or key != "fidelity")]
     qualities = {key: found for key in rated if (found := quality(record, cell, key, path))}
     counted = [key for key in ("evaluations", "macs", "bytes") if record["cells"][cell]["cost"][key]]
     spent = {key: found for key in counted if (found := cost(record, cell, key, path))}
@@ -94,9 +98,8 @@ def entrant(
         spent[PREPARATION] = once[0].but(once[0].value + once[1].value, None, None)
     if id is None and cell == record["default"]:
         spent |= {key: spent["evaluations"].but(1, None, None, "ratio to itself") for key in RELATIVE}
-    for row in timed.timed if timed else []:
-        if row.key in RELATIVE and record["control"] == BASELINE:
-            spent[row.key] = row.ratio
+    if timed and record["control"] == BASELINE:
+        spent |= {row.key: row.ratio for row in timed.timed if row.key in RELATIVE and timed.steady(row)}
     return Entrant(id, name, cell, path, qualities, {key: metrics[key]["values"] for key in qualities}, spent)
 
 

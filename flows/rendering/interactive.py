@@ -8,10 +8,12 @@ from typing import Any
 
 from flows.rendering.atlas import Atlas
 from flows.rendering.comparison import Difference
+from flows.rendering.composition import Partner
 from flows.rendering.frontier import AXES, Entrant, Place, axis_title
 from flows.rendering.numbers import Number
 from flows.rendering.quantities import METRICS
 from flows.rendering.technique import OnBed, TechniqueView
+from methods.measure.reference import UNITS
 
 DATA = "data/atlas.js"
 
@@ -20,23 +22,30 @@ def script(atlas: Atlas) -> bytes:
     """`window.ATLAS`: techniques by id, and every bed that was measured with its rows, numbers and standings."""
     content = {
         "metrics": {
-            key: {"title": metric.title, "better": metric.better} for key, metric in METRICS.items() if metric.better
+            key: {"title": metric.title, "better": metric.better, "unit": UNITS[key]}
+            for key, metric in METRICS.items()
+            if metric.better
         },
         "costs": {axis: axis_title(axis) for axis in AXES},
-        "techniques": {id: technique(view) for id, view in atlas.techniques.items()},
+        "techniques": {id: technique(view, atlas.partners.get(id)) for id, view in atlas.techniques.items()},
         "beds": {name: bed(atlas, name) for name, view in atlas.beds.items() if view.record},
     }
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return f"window.ATLAS = {text};\n".encode()
 
 
-def technique(view: TechniqueView) -> dict[str, Any]:
-    """What does not depend on a bed."""
+def technique(view: TechniqueView, partner: Partner | None) -> dict[str, Any]:
+    """What does not depend on a bed. Whom it refuses stands under the reason, as far as pairs were composed."""
     known = view.technique
+    if partner:
+        refused = {why: [other.id for other in others] for why, others in partner.refused.items()}
+    else:
+        refused = {f"both edit {field}": [other.id for other in others] for field, others in view.rivals.items()}
     return {
         "name": known.name, "area": view.area.title, "family": view.family.title, "year": known.paper.year,
-        "idea": known.idea, "saves": list(known.cost_axis), "retrains": known.retrains, "changes": list(known.changes),
-        "rivals": view.claimed,
+        "idea": known.idea, "saves": list(known.cost_axis), "trains": known.changes_training,
+        "changes": list(known.changes),
+        "refused": refused,
         "claims": view.counts.statuses, "scales": view.counts.scales,
     }  # fmt: skip
 

@@ -21,6 +21,8 @@ BASELINE = "baseline"
 COST = "evaluations"
 """The cost that charts show."""
 WIDE, HALF, NARROW = (760, 400), (566, 380), (350, 420)
+ADAPTATION = "adaptation"
+"""The family of techniques that mean to change the images."""
 GRID = 380
 """About how wide a grid of samples is shown, in CSS pixels; whole multiples of its own pixels keep it crisp."""
 
@@ -171,6 +173,16 @@ class Measured:
         line = self.floor_line(bed.name, key)
         wide, narrow = (chart(curve, points, line, titles, (heading, about), size) for size in sizes)
         return wide, narrow
+
+
+def shares_flow(catalog: Catalog, methods: Iterable[str]) -> bool:
+    """Whether the fidelity of a cell with these methods compares with the baseline's.
+
+    It does not where one of them trains another network, which has a flow of its own, nor where one means to change the
+    images.
+    """
+    known = [catalog.techniques[id] for id in methods if id in catalog.techniques]
+    return not any(technique.retrains or technique.family == ADAPTATION for technique in known)
 
 
 def datum(

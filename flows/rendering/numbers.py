@@ -1,6 +1,7 @@
 """Numbers as the site shows them: value, uncertainty, what they count and where they come from, never one alone."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from statistics import fmean
@@ -11,6 +12,8 @@ from methods.measure.statistics import Interval, paired
 
 Record = dict[str, Any]
 MINUS, RAISED = "−", str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+OF_NETWORKS = ("macs", "parameters", "active_parameters", "bytes", "training_images", "training_macs")
+"""Costs that a cell without a network does not have."""
 SMALLEST = 0.0001
 """Below it numbers get an exponent; a p-value says no more, for its size hangs on tails that few values do not show."""
 
@@ -138,6 +141,8 @@ def cost(record: Record, cell: str | None, key: str, path: str) -> Number | None
     measured = record["cells"].get(cell)
     if measured is None or measured["cost"].get(key) is None:
         return None
+    if key in OF_NETWORKS and not measured["cost"].get("parameters", 1):  # nothing to count is no count of zero
+        return None
     return Number(measured["cost"][key], None, None, 1, None, EXACT_UNITS[key], record["bed"], str(cell), path)
 
 
@@ -161,8 +166,8 @@ def exact(value: float, digits: int = 4) -> str:
     if abs(value) >= 1e5:
         power = min(5, int(math.log10(abs(value) * 1.0005) // 3))
         return f"{value / 1000**power:.3g} {' kMGTP'[power]}".replace("-", MINUS)
-    if float(value).is_integer():
-        return f"{int(value):,}".replace("-", MINUS)
+    if float(value).is_integer() or abs(value) >= 1000:
+        return f"{round(value):,}".replace("-", MINUS)
     if abs(value) < SMALLEST:
         mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
         return f"{float(mantissa):g} · 10{str(int(power)).translate(RAISED)}".replace("-", MINUS)
@@ -189,6 +194,14 @@ def plural(count: int, one: str, many: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
+def singular(unit: str, value: float) -> str:
+    """A unit beside a value: `1 step`, `2 steps`."""
+    head, of, rest = unit.partition(" of ")
+    if value != 1 or not head.endswith("s"):
+        return {"strata": "stratum"}.get(unit, unit) if value == 1 else unit
+    return head.removesuffix("es" if head.endswith(("ches", "sses")) else "s") + of + rest
+
+
 def short(commit: str | None) -> str:
     """A commit as people name it."""
     return commit[:10] if commit else "unknown"
@@ -197,6 +210,11 @@ def short(commit: str | None) -> str:
 def day(when: str) -> str:
     """The day of a moment in ISO 8601."""
     return when.partition("T")[0]
+
+
+def sentence(text: str, ids: Collection[str]) -> str:
+    """The text as a sentence begins, unless it begins with one of the ids, which stay as they are."""
+    return text if text.split()[0] in ids else capital(text)
 
 
 def capital(text: str) -> str:

@@ -2,12 +2,19 @@
 
 from dataclasses import dataclass
 
+from scipy import stats
+
+from catalog import ON_THE_WAY
 from flows.cell import BLOCK
+from flows.gradients import STEPS
 from flows.ledger import FALSE_DISCOVERIES
+from flows.rendering.composition import WHOLE
+from flows.rendering.frontier import LEVEL
 from flows.rendering.numbers import percent
 from flows.score import SHORT
 from flows.timing import ROUNDS
 from methods.measure.cost import WARM_UP
+from methods.measure.gradients import EDGES, LEARNING
 from methods.measure.quality import FLOOR_DRAWS
 
 
@@ -20,6 +27,11 @@ class Procedure:
     formula: str | None
     source: str
     code: str
+
+
+def order_level(rounds: int) -> float:
+    """How often the range from the lowest to the highest of so many values holds their distribution's median."""
+    return float(1 - 2 * stats.binom.cdf(0, rounds, 0.5))
 
 
 INTERVALS = {
@@ -94,11 +106,26 @@ INTERVALS = {
         "Timings",
         f"After {WARM_UP} rounds of warm-up, {ROUNDS} or more rounds of subject and control in turns (A B A B), so "
         "that a machine that gets slower slows both. The ratio is the median over rounds, its interval lies between "
-        "two order statistics and assumes no distribution; with the fewest rounds that allow one it is the "
-        "whole range.",
+        f"two order statistics and assumes no distribution; of {ROUNDS} rounds it is the whole range, which holds the "
+        f"median in {percent(order_level(ROUNDS))} of cases. A turn is one call of the whole sampling run, all its "
+        "steps with the solver around them; loading the model, and compiling it, come before. Latency is of a batch of "
+        "one, throughput of the bed’s batch.",
         None,
         "the sign test’s interval of a median",
         "median_interval",
+    ),
+    "p": Procedure(
+        "p-values",
+        "Student’s t test of the paired differences against the edge of what a claim lets one expect, its tolerance "
+        "included. Where there is one edge (at most, at least) the test is two-sided: twice the smaller of the two "
+        "one-sided values, whether the decision is for or against. Where there are two (equal), a decision for takes "
+        "the larger of two one-sided values, one for each edge, and one against takes that of the edge which is "
+        "overstepped; neither is doubled. A decision is reached exactly where p is at most 5 %.".replace(
+            "5 %", percent(FALSE_DISCOVERIES)
+        ),
+        None,
+        "Student 1908, Biometrika 6, 1; Schuirmann 1987, J. Pharmacokinet. Biopharm. 15, 657",
+        "methods/measure/verdict.py",
     ),
     "many": Procedure(
         "Many claims at once",
@@ -115,12 +142,89 @@ BIAS = Procedure(
     "Bias and floor",
     f"A perfect sampler does not score zero. Its expected FD is the mean over {FLOOR_DRAWS} redraws of the training "
     "images themselves, with replacement, class by class in the proportions that are asked for. Real held-out images, "
-    "which nobody trained on, are scored too: if the value is right, their excess over the bias at their own number is "
-    "near zero. Numbers of different n, reference or feature network are refused, never compared.",
+    "which nobody trained on, are scored too: their excess over the bias at their own number is near zero where they "
+    "are distributed, in features, as training images are. Numbers of different n, reference or feature network are "
+    "refused, never compared.",
     r"\mathrm{E}\,[\mathrm{FD}] \approx \mathrm{FD}_\infty + c\, d^2 / n",
     "this survey",
     "bias_floor",
 )
+READING = {
+    "cells": Procedure(
+        "Names of cells",
+        "A cell is what is run and measured as one. Its name says whatever is not the default on its bed: a+b is a and "
+        "b composed, a(p=1) is a with its parameter p set to that, @10 means that many sampling steps, and ~0.5 "
+        "weights after that share of base training. The plain recipe is called baseline.",
+        None,
+        "this survey",
+        "catalog.cell_name",
+    ),
+    "counters": Procedure(
+        "Counters",
+        "What a technique counts of its own work, whole numbers with the names that its code gives them. They are "
+        "sums over all training and sampling seeds of a cell, over training, whatever comes between training and "
+        "shipping, and sampling; so they grow with the number of samples, and say that something happened, not how "
+        "much it matters.",
+        None,
+        "this survey",
+        "total_counters",
+    ),
+    "on-the-way": Procedure(
+        "Numbers on the way through training",
+        f"The weights that would ship after {', '.join(map(percent, ON_THE_WAY))} of the updates of one and the same "
+        "training, averaged over updates as those of the end are, and then sampled as they are. Nothing is trained "
+        "anew, and nothing is wound down for the shorter way. Images and MACs of training are those seen until then.",
+        None,
+        "this survey",
+        "train_anew",
+    ),
+    "gradients": Procedure(
+        "Variance of the gradient, by noise level",
+        f"Noise levels are cut into {len(EDGES) + 1} by log(alpha / sigma), at whole numbers from {EDGES[0]:g} to "
+        f"{EDGES[-1]:g}. At the weights that a technique’s training ends at, the gradients of {STEPS} batches of its "
+        "usual size are taken apart into what each level adds to them, after "
+        f"{LEARNING} batches from which only the objective may learn where to look. A level’s variance is the trace of "
+        "the covariance of its part over batches; the share is of the sum over levels, which leaves out how parts of "
+        "different levels vary together. Shares are computed for each training seed, and their interval is "
+        "Student’s over seeds.",
+        r"V_k = \tfrac{1}{B-1} \Bigl( \sum_b \|g_{b,k}\|^2 - \tfrac{1}{B} \bigl\| \sum_b g_{b,k} \bigr\|^2 \Bigr)"
+        r" \qquad V_k \Big/ \sum_j V_j",
+        "the usual estimate of a covariance’s trace; Kingma et al. 2021, arXiv:2107.00630",
+        "by_noise_level",
+    ),
+    "front": Procedure(
+        "Front, tied, beaten",
+        "On a frontier something is beaten where another that costs no more is told apart as better, and ties where "
+        "something cheaper cannot be told from it; what is left is the front. Told apart means that Student’s interval "
+        f"of the paired difference excludes zero at {percent(LEVEL)}. All pairs are compared, and nothing is corrected "
+        "for their number: of many that are truly equal some look beaten by chance, so the front is where to look, not "
+        "a verdict. Costs are compared as they are, without their own error.",
+        None,
+        "this survey",
+        "standings",
+    ),
+    "together": Procedure(
+        "Multiply, saturate, break",
+        "Of two techniques run together: they multiply where all costs that either saves fall by at least "
+        f"{percent(WHOLE)} of the product of what each saves alone, and saturate where one falls short of that. They "
+        "break where quality is lost beyond the sum of what each loses, by an interval of that excess, paired block "
+        "by block, that lies above zero; then it does not matter what they save.",
+        r"q_{ab} - q_a - q_b + q_0",
+        "this survey",
+        "flows/rendering/composition.py",
+    ),
+    "others": Procedure(
+        "Why neither Inception FID nor FD-DINOv2 is here",
+        "Both are computed in the features of large networks whose weights would have to be downloaded, and nothing is "
+        "downloaded here but data. Those networks were trained on large colour photographs; most beds have grey images "
+        "of few pixels, which would have to be enlarged many times, and what such features say of them is not known. "
+        "So nothing here can be held against an absolute number of a paper.",
+        None,
+        "this survey",
+        "flows/score.py",
+    ),
+}
+"""Words, names and counts that pages use, and what is left out."""
 RESOLUTION = {
     "samplers": Procedure(
         "Between two samplers",

@@ -20,6 +20,8 @@ U_STATISTIC = (
     "4/n Var(g) for each side, g being what a point alone adds. Where the two distributions agree it is about twice "
     "too large, which errs on the safe side."
 )
+WIDEST = 2
+"""How many times its lower end the upper end of a timing's interval may be for the ratio to be compared."""
 BALLS = f"balls reach to the {NEIGHBOURS}th nearest neighbour"
 
 
@@ -65,9 +67,12 @@ METRICS = {
     "fidelity": Metric(
         "Fidelity error",
         "lower",
-        "How far a sample lies from the one that DPM-Solver++(2M) makes of the same noise and label with the same "
-        f"weights in {REFERENCE_STEPS} steps ({EXACT_REFERENCE_STEPS:,} where the denoiser is exact): the root mean "
-        "square error over pixels or coordinates, averaged over samples.",
+        "How far a sample lies from the one that DPM-Solver++(2M) makes of the same noise and label with the weights "
+        f"that base training ended at, in {REFERENCE_STEPS} steps ({EXACT_REFERENCE_STEPS:,} where the denoiser is "
+        "exact): the root mean square error over pixels or coordinates, averaged over samples. For what changes "
+        "weights afterwards (quantized, pruned, distilled) it is the distance from where the network went before. What "
+        "trains another network has a flow of its own, so numbers are compared only where base weights are shared, and "
+        "not at all for what means to change images.",
         r"\tfrac{1}{n} \sum_i \left( \tfrac{1}{d} \|x_i - x_i^\ast\|^2 \right)^{1/2}",
         "this survey",
         "Whether the weights are any good: it measures a sampler against its own network, so it exists only where a "
@@ -282,16 +287,19 @@ MACHINE = {
         "Latency",
         "Seconds for one sample, subject and control in turns (A B A B) in one process after warm-up: the median of "
         f"the ratios of {ROUNDS} or more rounds, with the interval between two order statistics, which assumes no "
-        "distribution.",
+        "distribution. Where the machine had more to do than it has cores, or one end of the interval is more than "
+        f"{WIDEST} times the other, the ratio stands on the technique’s own page alone: frontier, first page and "
+        "tables that put techniques side by side leave it out and say unsteady.",
     ),
     "throughput": Cost(
         "Throughput",
-        "The same with a batch that keeps the processor busy; the ratio is of seconds, below one is faster.",
+        "The same with the bed’s batch, which keeps the processor busy; the ratio is of seconds, below one is faster.",
     ),
     "memory": Cost(
         "Peak memory",
         "The most memory that was resident in a fresh process that samples one batch, or allocated on the CUDA device "
-        "for it; loading the model and sampling nothing stands beside it. Taken once, so it has no interval.",
+        "for it. Of a process most is the interpreter and its libraries, so loading the model and sampling nothing "
+        "stands beside it, and the ratio of what either needs above that. Taken once, so it has no interval.",
     ),
     "energy": Cost("Energy", "Not measured: it takes a hardware counter, and none is read here."),
 }  # fmt: skip

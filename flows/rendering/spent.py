@@ -1,6 +1,7 @@
 """Where the time of a survey went: by step, and by what it was spent on."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,14 +26,20 @@ class Spent:
     total: Number
     wall: Number
     content: dict[str, Any]
+    made: int
+    """How many of the bed's records are as this survey left them."""
+    there: int
 
     def share(self, seconds: Number) -> float:
         """A part of the total."""
         return seconds.value / self.total.value if self.total.value else 0.0
 
 
-def view(bed: Bed, content: dict[str, Any]) -> Spent:
-    """What `survey.cost.json` holds, as numbers with their parents."""
+def view(bed: Bed, content: dict[str, Any], when: Mapping[str, str]) -> Spent:
+    """What `survey.cost.json` holds, as numbers with their parents.
+
+    `when` says of each record that the bed has now when it was put beside its seconds.
+    """
     path, rows = f"data/{bed.name}/survey.cost.json", content["rows"]
 
     def seconds(of: str, values: list[float]) -> Number:
@@ -54,6 +61,8 @@ def view(bed: Bed, content: dict[str, Any]) -> Spent:
         seconds("all processes together", [row["seconds"] for row in rows]),
         seconds("by the clock", [content["wall_seconds"]]),
         content,
+        sum(row["step"] == "record" and "" < when.get(row["id"], "") <= content["when"] for row in rows),
+        len(when),
     )
 
 

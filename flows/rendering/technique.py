@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from catalog import Area, Bed, Family, Section, Survey, Surveyed, Technique
+from catalog import Area, Bed, Catalog, Family, Section, Survey, Surveyed, Technique, cell_name
 from catalog.models import Sampling, Training
 from flows.records import share_of
 from flows.rendering import claims, costs
@@ -14,10 +14,11 @@ from flows.rendering.claims import ClaimView, Counts, Withdrawn
 from flows.rendering.comparison import Difference, Opponent, Score, against, at_equal, metrics, scores
 from flows.rendering.costs import PaysBack, Provenance, Spending
 from flows.rendering.equations import equations
-from flows.rendering.measured import BASELINE, COST, Measured, Picture, datum
+from flows.rendering.measured import ADAPTATION, BASELINE, COST, Measured, Picture, datum, shares_flow
 from flows.rendering.numbers import Number, Record, difference, excess, quality
 from flows.rendering.quantities import counted, main_metric
 from flows.rendering.training import Along, along
+from flows.rendering.weak import weak
 
 EXCLUSIVE = {*get_args(Training), *get_args(Sampling)}
 """Fields of the recipe that one technique at a time may edit."""
@@ -68,6 +69,8 @@ class OnBed:
     seeds: Mapping[str, list[int]]
     stale: dict[str, str]
     spec_hash: str | None
+    weak: str | None = None
+    """Why qualities of the bed are to be read with care."""
 
     @property
     def row(self) -> Row | None:
@@ -135,15 +138,6 @@ class TechniqueView:
         return list(grouped.values())
 
     @property
-    def claimed(self) -> dict[str, list[str]]:
-        """By rival: the fields of the recipe that both edit."""
-        found: dict[str, list[str]] = {}
-        for field, others in self.rivals.items():
-            for rival in others:
-                found.setdefault(rival.id, []).append(field)
-        return found
-
-    @property
     def recorded(self) -> list[OnBed]:
         """The beds that have a record, failed ones included."""
         return [on for on in self.beds if on.status != "none"]
@@ -195,12 +189,26 @@ def on_bed(measured: Measured, technique: Technique, bed: Bed) -> OnBed:
         [Counter(name, None) for name in technique.counters],
         [
             (technique.name, measured.picture(bed, technique.id, technique.name)),
+            *of_control(measured, technique, bed),
             ("Baseline", measured.picture(bed, BASELINE, "the baseline")),
         ],
         [], [], [], [], None, None, {}, None, [], [], {}, None, None, None, {}, {}, None,
     )  # fmt: skip
     record = measured.record(bed.name, technique.id)
     return blank if record is None else filled(blank, measured, technique, record)
+
+
+def of_control(measured: Measured, technique: Technique, bed: Bed) -> list[tuple[str, Picture | None]]:
+    """The samples of the control, where that is another technique at its defaults and has some."""
+    known = measured.catalog
+    control = cell_name(technique.control, known, bed.name)
+    return [
+        (f"Its control, {other.name}", picture)
+        for other in known.techniques.values()
+        if other.id in technique.builds_on
+        and cell_name(other.default, known, bed.name) == control
+        and (picture := measured.picture(bed, other.id, other.name))
+    ]
 
 
 def filled(blank: OnBed, measured: Measured, technique: Technique, record: Record) -> OnBed:
@@ -210,6 +218,7 @@ def filled(blank: OnBed, measured: Measured, technique: Technique, record: Recor
     cell, machine = record["cells"].get(default), measured.file(bed.name, f"{technique.id}.cost.json")
     gap = difference(record, default, control, metric, path)
     axes = [COST, *(["macs"] if "macs" in technique.cost_axis else [])]
+    beside = () if technique.family == ADAPTATION else ("fidelity",)
     return replace(
         blank,
         path=path,
@@ -221,36 +230,39 @@ def filled(blank: OnBed, measured: Measured, technique: Technique, record: Recor
         rows=rows(record, path),
         metrics=metrics(record),
         charts=measured.views(
-            bed, axes, lambda axis, key: cell_points(technique, record, axis, key) or None, technique.name
+            bed,
+            axes,
+            lambda axis, key: cell_points(measured.catalog, technique, record, axis, key) or None,
+            technique.name,
         ),
-        opponents=against(record, metric, path),
+        opponents=against(record, metric, path, beside),
         gap=Difference(metric, gap) if gap else None,
         excess=excess(quality(record, default, metric, path), measured.floor_number(bed.name, metric)),
         at_equal={axis: at_equal(record, axis, metric, path) for axis in ("evaluations", "macs")},
-        faith=at_equal(record, COST, "fidelity", path),
-        scores=scores(record, path),
+        faith=at_equal(record, COST, "fidelity", path) if beside else None,
+        scores=scores(record, path, ignored=() if beside else ("fidelity",)),
         spending=costs.vector(record, path) if cell and bed.network else [],
         uncounted=costs.uncounted(record),
-        pays_back=costs.pays_back(record, path),
+        pays_back=costs.pays_back(record, path, technique.cost_axis),
         provenance=costs.provenance(machine, bed.name, technique.id) if machine else None,
         along=along(record, bed, path),
         seeds=cell["seeds"] if cell else {},
         stale=dict(measured.stale.get(bed.name, {}).get(technique.id, {})),
         spec_hash=record["spec_hash"],
+        weak=weak(measured, bed),
     )
 
 
-def cell_points(technique: Technique, record: Record, axis: str, key: str) -> list[Datum]:
+def cell_points(catalog: Catalog, technique: Technique, record: Record, axis: str, key: str) -> list[Datum]:
     """The technique's cells and its controls'; plain baseline cells lie on the curve and are left out.
 
-    Fidelity is to a network of its own where a technique retrains, and has no place beside the baseline's.
+    Fidelity is to another network where one of a cell's techniques retrains, and has no place beside the baseline's.
     """
-    if technique.retrains and key == "fidelity":
-        return []
     return [
         found
         for cell, content in record["cells"].items()
         if content["methods"] and share_of(content) == 1
+        and (key != "fidelity" or shares_flow(catalog, content["methods"]))
         and (found := datum(record, cell, axis, key, cell, "subject" if technique.id in content["methods"]
                             else "control"))
     ]  # fmt: skip

@@ -57,10 +57,10 @@ function show() {
     line("Family", known.map((one) => `${one.area}, ${one.family}`)),
     line("Claims", known.map(claims)),
     line("Meant to save", known.map((one) => one.saves.join(", "))),
-    line("Retrains", known.map((one) => (one.retrains ? "yes" : "no"))),
+    line("Changes base training", known.map((one) => (one.trains ? "yes" : "no"))),
     line("Can be combined", chosen.map(combines)),
     ...bed.metrics.map((key) => line(
-      `${ATLAS.metrics[key].title}, ${ATLAS.metrics[key].better} is better`, rows.map((row) => number(row, row?.qualities[key])))),
+      `${ATLAS.metrics[key].title} (${ATLAS.metrics[key].unit}), ${ATLAS.metrics[key].better} is better`, rows.map((row) => number(row, row?.qualities[key])))),
     ...Object.entries({ evaluations: "evaluations", macs: "MACs" }).map(([axis, word]) => line(
       `Difference to its control at equal ${word}`, rows.map((row) => gap(row, row?.gaps?.[axis])))),
     ...bed.axes.map((axis) => line(ATLAS.costs[axis], rows.map((row) => number(row, row?.costs[axis])))),
@@ -108,10 +108,11 @@ function claims(one) {
 }
 
 function combines(id) {
-  const rivals = ATLAS.techniques[id].rivals;
-  const against = chosen.filter((other) => rivals[other]);
-  if (against.length) return `not with ${against.map((other) => `${ATLAS.techniques[other].name} (both edit ${rivals[other].join(", ")})`).join(", ")}`;
-  return chosen.length > 1 ? "no field of the recipe is claimed twice" : "–";
+  const refused = Object.entries(ATLAS.techniques[id].refused);
+  const against = refused.flatMap(([why, others]) =>
+    others.filter((other) => chosen.includes(other)).map((other) => `${ATLAS.techniques[other].name} (${why.replaceAll("`", "")})`));
+  if (against.length) return `not with ${against.join(", ")}`;
+  return chosen.length > 1 ? "with all of these" : "–";
 }
 
 function number(row, found) {

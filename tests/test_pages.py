@@ -494,6 +494,11 @@ def test_a_bed_with_one_training_does_not_know_how_much_trainings_differ(site: P
     assert "between samplers" in plane and "between trainings" not in plane
 
 
+def test_a_bed_says_what_its_baseline_has_from_the_start(site: Path) -> None:
+    assert "t/v_prediction.html" in section(site, "beds.html", "bed-mnist", "</dl>")
+    assert "from the start" not in section(site, "beds.html", "bed-digits", "</dl>")
+
+
 def test_a_bed_shows_its_floor_ruler_and_curve(site: Path) -> None:
     digits = section(site, "beds.html", "bed-digits", "</section>")
     for said in ("98 % of held-out images", made_up.SHA, "352 k parameters", "0.21 n = 1,437", "0.7 n = 360"):

@@ -104,8 +104,12 @@ def _git(*arguments: str) -> str | None:
 
 
 def _processor() -> str:
-    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    """The processor's name, with family and model: virtual machines call processors alike that round differently."""
+    fields = (line.partition(":") for line in _lines("/proc/cpuinfo"))
+    said = {key.strip(): value.strip() for key, _, value in fields}
+    if "model name" not in said:
+        return platform.processor()
+    return f"{said['model name']} (family {said.get('cpu family')}, model {said.get('model')})"
 
 
 def _lines(path: str) -> list[str]:

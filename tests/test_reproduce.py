@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import catalog
 from catalog import Catalog, CatalogError
-from flows import reproduce, stages, study
+from flows import records, reproduce, stages, study
 from flows.cell import Workplace
 from flows.home import HOME, RESULTS
 from flows.ledger import judge_records, read_records, record_files
@@ -149,6 +149,19 @@ def test_what_makes_a_machine_another_kind() -> None:
     assert unlike(then, other) == ("cpu a processor then, another now", "torch 2.13.0 then, 2.14.0 now")
     assert unlike(None, then) is None
     assert unlike(provenance(), provenance()) == ()
+
+
+def test_processors_of_one_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same weights came out otherwise on another processor that a virtual machine called the same."""
+
+    def named(model: int) -> dict[str, Any]:
+        said = ["processor : 0", "cpu family\t: 25", f"model\t\t: {model}", "model name\t: AMD EPYC", "flags : a b:c"]
+        monkeypatch.setattr(records, "_lines", lambda path: said)
+        return provenance()
+
+    one, other = named(1), named(17)
+    assert one["host"]["cpu"] == "AMD EPYC (family 25, model 1)"
+    assert unlike(one, other) and "model 17" in " ".join(unlike(one, other) or ())
 
 
 def test_bytes_are_expected_only_from_the_same_kind_of_machine(committed: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from flows.home import HOME
+
 SCHEMA = 2
 
 
@@ -94,12 +96,13 @@ def provenance() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit that is checked out, None outside of a repository."""
+    """The commit that is checked out, None where the project lies in no repository."""
     return _git("rev-parse", "HEAD")
 
 
 def _git(*arguments: str) -> str | None:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    """What git says of the checkout; a worker runs in a folder of its own, outside of any repository."""
+    done = subprocess.run(["git", "-C", str(HOME), *arguments], capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
 
 

@@ -5,9 +5,11 @@ the end and cells that share a training wait for one. A record puts together wha
 equal cost, which is known only then; seconds and memory come last.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,12 +22,14 @@ from catalog import Catalog, CatalogError, Cell
 from flows import cell, timing
 from flows.cell import Spec, Workplace, compresses
 from flows.progress import hushed, units
-from flows.records import read_json
+from flows.records import FileProblem, read_json
 from flows.score import evaluate, has_fidelity, is_scored, many_steps
 from flows.study import CANNOT, EXPECTED, FULL, Effort, Study, composed, record, study
 from methods.core.calibration import Report
 from methods.core.identity import shipped_fingerprint, training_fingerprint
 from methods.core.learning import quiet
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 """Where time went: the step, what it was done for, its seconds, and why it failed if it did."""
@@ -76,14 +80,20 @@ class Errand:
         return 0.0 if is_page(item) else units(spec_of(item, self.spend), item.step)
 
     def found(self, item: Item) -> Row | None:
-        """The row of an item that is there already, with what it took when it was made; a record is made anew."""
+        """The row of an item that is there already, with what it took when it was made; a record is made anew.
+
+        A damaged file is not there: whoever is to make it says what is wrong.
+        """
         if is_page(item):
             return None
         spec = spec_of(item, self.spend)
-        if item.step == "score":
-            there = is_scored(spec, self.place)
-        else:
-            there = cell.is_made(spec, item.step, self.place, item.seed, item.block)
+        try:
+            if item.step == "score":
+                there = is_scored(spec, self.place)
+            else:
+                there = cell.is_made(spec, item.step, self.place, item.seed, item.block)
+        except FileProblem:
+            return None
         return self.earlier(item) if there else None
 
     def earlier(self, item: Item) -> Row:
@@ -91,7 +101,8 @@ class Errand:
         seconds = 0.0
         if item.step != "score":
             spec = spec_of(item, self.spend)
-            seconds = cell.seconds(cell.target(spec, item.step, self.place, item.seed, item.block)[0])
+            with suppress(FileProblem):
+                seconds = cell.seconds(cell.target(spec, item.step, self.place, item.seed, item.block)[0])
         return {"step": item.step, "id": item.what, "seconds": seconds, "reason": None}
 
 
@@ -330,6 +341,9 @@ def make(item: Item, errand: Errand, report: Report = quiet) -> Row:
                 earlier = cell.seconds(made) if made else 0.0
     except (*CANNOT, *EXPECTED, CalledProcessError) as error:
         reason = f"{item.what}: {error}"
+    except Exception as error:
+        log.exception("%s came to an unexpected end.", item)
+        reason = f"{item.what}: {type(error).__name__}: {error}"
     return {"step": item.step, "id": item.what, "seconds": max(monotonic() - started, earlier), "reason": reason}
 
 

@@ -280,7 +280,11 @@ def is_made(spec: Spec, step: str, place: Workplace, seed: int, block: int = 0) 
 
 
 def train(spec: Spec, seed: int, place: Workplace, report: Report = quiet) -> Path:
-    """Train the weights the cell starts from, or find them. A training leaves those on the way to its end as well."""
+    """Train the weights the cell starts from, or find them. A training leaves those on the way to its end as well.
+
+    Raises Conflict on a bed with an exact denoiser.
+    """
+    require_network(spec)
     path, fingerprint = target(spec, "train", place, seed)
 
     def make() -> None:
@@ -292,6 +296,14 @@ def train(spec: Spec, seed: int, place: Workplace, report: Report = quiet) -> Pa
                 train_anew(spec, seed, place, report)
 
     return place.made(path, fingerprint, make, find)
+
+
+def require_network(spec: Spec) -> None:
+    """Raise Conflict where there are no weights to make."""
+    if spec.bed.network is None:
+        raise Conflict(
+            f"On {spec.bed.name} nothing is trained: its denoiser is exact, and sampling asks for no weights."
+        )
 
 
 def train_anew(spec: Spec, seed: int, place: Workplace, report: Report) -> None:

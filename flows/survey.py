@@ -9,6 +9,7 @@ python -m flows.survey --model google/ddpm-cifar10-32 --methods dpm_solver_pp_2m
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import cyclopts
@@ -27,9 +28,10 @@ from flows.artifacts import Progress, table_of_verdicts
 from flows.fan_out import Workers, rate, workers
 from flows.forms import KNOWN, Bed, Blocks, Budget, Given, Request, form, parse, request, run_name, settings
 from flows.home import SETTINGS
+from flows.ledger import Record
 from flows.pool import Here, Processes, failures, measure
 from flows.progress import Display
-from flows.records import read_json
+from flows.records import Damaged, read_json
 from flows.rendering import render
 from flows.stages import settle
 from flows.study import BASELINE, FULL, Effort, main, techniques_on
@@ -86,7 +88,8 @@ def close(asked: list[Request], rows: list[Row], *, mirrored: bool) -> list[str]
 
     for one in asked:
         fetch_record(one.errand, one.bed, one.study().id)
-    written = [read_json(one.record) for one in asked if one.record.exists()]
+    records = {one.study().id: readable(one.record) for one in asked}
+    written = [found for found in records.values() if found is not None]
     if not mirrored:
         for each in written:
             mirror(each, asked[0].records, asked[0].place)
@@ -96,10 +99,20 @@ def close(asked: list[Request], rows: list[Row], *, mirrored: bool) -> list[str]
     verdicts = [{"technique": each["id"], **row} for each in written for row in table_of_verdicts(KNOWN, each)]
     if verdicts:
         create_table_artifact(table=verdicts, description="What may be said of each claim")
-    failed = failures(rows)
+    told = {row["id"] for row in rows if row["reason"] and row["step"] == "record"}
+    lost = [f"{id}: its record did not arrive." for id, found in records.items() if found is None and id not in told]
+    failed = failures(rows) + lost
     if failed:
         return Failed(message=f"{len(failed)} of {len(asked)} failed: {'; '.join(failed)}")
     return [str(one.record) for one in asked]
+
+
+def readable(path: Path) -> Record | None:
+    """A record; None if it is not there or damaged, which somebody else says."""
+    try:
+        return read_json(path) if path.exists() else None
+    except Damaged:
+        return None
 
 
 def requests(asked: Request, areas: list[str]) -> list[Request]:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from prefect import Flow
 from prefect.client.orchestration import get_client
+from prefect.exceptions import FailedRun
 from prefect.states import Crashed
 from prefect.utilities.callables import parameter_schema
 
@@ -31,6 +32,7 @@ from flows import (
     plan,
     pool,
     publish,
+    records,
     reproduce,
     sample,
     score,
@@ -149,6 +151,41 @@ def test_damaged_weights_are_named_and_kept(place: Workplace, damage: Callable[[
         with pytest.raises(Damaged, match=path.name):
             step()
     assert path.read_bytes() == damaged
+
+
+def test_one_damaged_file_stops_only_what_needs_it(place: Workplace) -> None:
+    spec, errand = tiny({}), Errand(TINY, place.root, place.root)
+    asked = [agenda.step("train", replace(tiny({}), bed=KNOWN.bed("digits")).training, 0)]
+    asked.append(agenda.step("train", tiny({"v_prediction": {}}).training, 0))
+    path = cell.train(spec, 0, place)
+    path.write_bytes(b"not weights")
+    rows = agenda.carry_out({item: set() for item in asked}, errand, pool.Here(errand), lambda row, units: None)
+    assert [(row["id"], bool(row["reason"])) for row in rows] == [("baseline", True), ("v_prediction", False)]
+    assert f"{path.name} is damaged" in rows[0]["reason"] and path.read_bytes() == b"not weights"
+    assert cell.train(tiny({"v_prediction": {}}), 0, place).exists()
+
+
+@pytest.mark.parametrize("error", [ValueError("a"), AssertionError("b"), OSError(5, "c"), KeyError("d")])
+def test_an_unexpected_error_is_a_reason_with_its_kind_and_the_log_says_where(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cell, "train", fail)
+    row = agenda.make(Item("train", "digits", "baseline", '{"methods": {}}'), Errand(TINY, tmp_path, tmp_path))
+    assert row["reason"] == f"baseline: {type(error).__name__}: {error}"
+    assert "in fail" in caplog.text
+
+
+def test_records_name_the_commit_wherever_they_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker starts its runs in temporary folders."""
+    at_home = reproduce.git("rev-parse", "HEAD")
+    monkeypatch.chdir(tmp_path)
+    assert records.commit() == at_home
+    changed = reproduce.git("status", "--porcelain", "--untracked-files=no", "--", "methods", "flows", "catalog")
+    made = records.provenance()
+    assert (made["commit"], made["dirty"]) == (at_home, bool(changed))
 
 
 def test_damaged_records_are_named(tmp_path: Path) -> None:
@@ -509,6 +546,15 @@ def test_a_survey_that_fails_is_one_sentence_on_the_command_line(
     with pytest.raises(SystemExit) as stop:
         study.main(survey.app, ["--methods", "ddim", "--budget", "0.005", "--blocks", "1"])
     assert stop.value.code == "1 of 1 failed: ddim: the gradient was not finite"
+
+
+@pytest.mark.parametrize("flow", [train.train, compress.compress], ids=lambda flow: flow.name)
+def test_where_nothing_is_trained_a_training_is_answered_by_a_sentence(
+    flow: Flow[..., object], prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forms, "QUICK", tmp_path)
+    with pytest.raises(FailedRun, match="On mixture nothing is trained"):
+        flow(bed="mixture", methods=["ddim"], blocks=1)
 
 
 def test_a_request_that_cannot_be_done_fails_with_its_sentence(prefect_server: None) -> None:

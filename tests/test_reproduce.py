@@ -269,6 +269,10 @@ def test_only_what_is_whole_and_current_is_told_to_dvc(
         path = place.path(spec, "train", seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"w": torch.zeros(1)}, path, {"note": note})
+    whole = path.read_bytes()
+    path.write_bytes(b"not weights")
+    assert stages.stages_made(["ddim"], "digits") == [], "damaged weights are no weights"
+    path.write_bytes(whole)
     monkeypatch.setattr(stages, "HOME", shadow(tmp_path / "home", tmp_path, results))
     asked = ["ddim", made_up.FAILED, made_up.MISSING, made_up.STALE, "ddim+deepcache"]
     assert stages.stages_made(asked, "digits") == ["digits-train@baseline", "digits@ddim"]

@@ -46,6 +46,7 @@ from flows.records import read_json
 from flows.study import Effort
 from methods.core import models
 from methods.core.calibration import Report
+from methods.core.errors import Unavailable
 
 SHORTEST, LONGEST = 300.0, 900.0
 """Seconds that a batch takes at least, so that the ten it needs to begin are few, and at most, so that little is lost.
@@ -66,11 +67,12 @@ MADE = "What this run made"
 @flow(name="batch", log_prints=True)
 @form
 def batch(
-    items: list[dict[str, Any]], budget: float = 1.0, blocks: int | None = None, catalog: str = ""
+    items: list[dict[str, Any]], budget: float = 1.0, blocks: int | None = None, catalog: str = "", store: str = ""
 ) -> list[str] | State:
     """A part of a survey, started by the survey: trainings, samples, scores or records, one after another."""
     errand, rows = replace(errand_of(Effort(budget, blocks)), catalog=catalog), list[Row]()
     require_same_catalog(errand)
+    require_same_store(store)
     asked = [Item(**each) for each in items]
     progress = Progress(name_of(asked))
     for item, report in zip(asked, parts(asked, errand, progress), strict=True):
@@ -85,6 +87,15 @@ def batch(
     if failed:
         return Failed(message=f"{len(failed)} of {len(rows)} could not be made: {'; '.join(failed)}")
     return [str(item) for item in asked]
+
+
+def require_same_store(store: str) -> None:
+    """Raise Unavailable if this worker would put its files where the survey does not look."""
+    if store != SETTINGS.shared:
+        theirs, here = (f"through {each}" if each else "within its own machine" for each in (store, SETTINGS.shared))
+        raise Unavailable(
+            f"The survey shares files {theirs}, and this worker {here}: start both with the same ATLAS_STORE."
+        )
 
 
 def parts(items: Sequence[Item], errand: Errand, progress: Progress) -> list[Report]:
@@ -185,7 +196,7 @@ class Workers:
             f"{self.flow}/{self.pool}",
             parameters={
                 "items": [asdict(item) for item in items], "budget": spend.budget, "blocks": spend.blocks,
-                "catalog": self.errand.catalog,
+                "catalog": self.errand.catalog, "store": SETTINGS.shared,
             },
             flow_run_name=name_of(items),
             idempotency_key=uuid4().hex,

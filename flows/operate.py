@@ -8,7 +8,6 @@ work/operate, Prefect's state in work/prefect.
 """
 
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from supervisor.xmlrpc import SupervisorTransport
 
-from flows.home import HOME, SETTINGS, TRIES, WORK
+from flows.home import HOME, SETTINGS, TRIES, WORK, without_password
 
 if TYPE_CHECKING:  # Prefect and torch take seconds to import, and not every command needs them
     from prefect.client.orchestration import SyncPrefectClient
@@ -131,11 +130,6 @@ def identity(devices: int) -> str:
         f"host {SETTINGS.host}, ports {ports}, {SETTINGS.jobs} jobs, {devices} CUDA devices, store {files},"
         f" database {database}"
     )
-
-
-def without_password(url: str) -> str:
-    """A URL that may be shown: with its user, without the password."""
-    return re.sub(r"//([^:/@]*):.*@", r"//\1@", url)
 
 
 def keeper() -> Any | None:

@@ -38,7 +38,9 @@ class Resting(Errand):
 
 
 @flow(name="rest")
-def rest(items: list[dict[str, Any]], budget: float = 1.0, blocks: int | None = None, catalog: str = "") -> None:
+def rest(
+    items: list[dict[str, Any]], budget: float = 1.0, blocks: int | None = None, catalog: str = "", store: str = ""
+) -> None:
     """As `batch`, but every item only waits."""
     rows: list[Row] = []
     for item in items:

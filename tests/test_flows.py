@@ -557,6 +557,17 @@ def test_where_nothing_is_trained_a_training_is_answered_by_a_sentence(
         flow(bed="mixture", methods=["ddim"], blocks=1)
 
 
+def test_a_record_that_does_not_arrive_is_a_failure(
+    prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker made it, and its files lie where nobody looks."""
+    monkeypatch.setattr(forms, "QUICK", tmp_path)
+    made = {"step": "record", "id": "ddim", "seconds": 1.0, "reason": None}
+    monkeypatch.setattr(survey, "measure", lambda *given: [made])
+    with pytest.raises(FailedRun, match="1 of 1 failed: ddim: its record did not arrive"):
+        survey.survey(bed="mixture", methods=["ddim"], blocks=1)
+
+
 def test_a_request_that_cannot_be_done_fails_with_its_sentence(prefect_server: None) -> None:
     started = time.monotonic()
     with pytest.raises(Exception, match=r"needs a UNetConfig in `net`"):

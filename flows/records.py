@@ -74,6 +74,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def readable(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None if it is not there, or damaged, which is said where it is needed."""
+    try:
+        return read_json(path) if path.exists() else None
+    except Damaged:
+        return None
+
+
 def provenance() -> dict[str, Any]:
     """Where and with what this process runs: the part of a record that differs between machines."""
     import torch  # a reader of records needs none

@@ -9,8 +9,7 @@ python -m flows.survey --model google/ddpm-cifar10-32 --methods dpm_solver_pp_2m
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
 from cyclopts import Parameter
@@ -24,14 +23,14 @@ from catalog import CatalogError
 from catalog.reading import absent
 from flows import forms
 from flows.agenda import Row, fetch_record
-from flows.artifacts import Progress, table_of_verdicts
+from flows.artifacts import Progress, numbers, table_of_verdicts
 from flows.fan_out import Workers, rate, workers
 from flows.forms import KNOWN, Bed, Blocks, Budget, Given, Request, form, parse, request, run_name, settings
 from flows.home import SETTINGS
 from flows.ledger import Record
 from flows.pool import Here, Processes, failures, measure
 from flows.progress import Display
-from flows.records import Damaged, read_json
+from flows.records import readable
 from flows.rendering import render
 from flows.stages import settle
 from flows.study import BASELINE, FULL, Effort, main, techniques_on
@@ -96,6 +95,9 @@ def close(asked: list[Request], rows: list[Row], *, mirrored: bool) -> list[str]
     if asked[0].effort == FULL:
         settle([each["id"] for each in written], asked[0].bed)
     render(KNOWN, asked[0].records, asked[0].site)
+    table = [{"technique": each["id"], **row} for each in written for row in subject_and_control(each)]
+    if table:
+        create_table_artifact(table=table, description="The numbers of each, and of what it is held against")
     verdicts = [{"technique": each["id"], **row} for each in written for row in table_of_verdicts(KNOWN, each)]
     if verdicts:
         create_table_artifact(table=verdicts, description="What may be said of each claim")
@@ -107,12 +109,9 @@ def close(asked: list[Request], rows: list[Row], *, mirrored: bool) -> list[str]
     return [str(one.record) for one in asked]
 
 
-def readable(path: Path) -> Record | None:
-    """A record; None if it is not there or damaged, which somebody else says."""
-    try:
-        return read_json(path) if path.exists() else None
-    except Damaged:
-        return None
+def subject_and_control(written: Record) -> list[dict[str, Any]]:
+    """The numbers of a record's two main cells."""
+    return [row for row in numbers(written) if row["cell"] in (written["default"], written["control"])]
 
 
 def requests(asked: Request, areas: list[str]) -> list[Request]:

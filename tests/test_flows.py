@@ -15,6 +15,8 @@ import pytest
 import torch
 from prefect import Flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowFilter, FlowFilterName
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import FailedRun
 from prefect.states import Crashed
 from prefect.utilities.callables import parameter_schema
@@ -515,6 +517,29 @@ def prefect_server() -> Iterator[None]:
         yield
 
 
+def left_by(flow: Flow[..., object]) -> list[str]:
+    """The types of the artifacts on the page of a flow's latest run."""
+    with get_client(sync_client=True) as client:
+        named = FlowFilter(name=FlowFilterName(any_=[flow.name]))
+        (run,) = client.read_flow_runs(flow_filter=named, sort=FlowRunSort.START_TIME_DESC, limit=1)
+        of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+        return sorted(str(each.type) for each in client.read_artifacts(artifact_filter=of_run))
+
+
+@pytest.mark.parametrize(
+    ("id", "page"), [("deepcache", "t/deepcache.html"), ("baseline", "index.html"), ("ddim+x", "composition.html")]
+)
+def test_links_lead_to_pages_that_are_there(
+    id: str, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts, "RESULTS", tmp_path)
+    assert artifacts.links(KNOWN, id, "digits", tmp_path, ["a"]) == [
+        "made: `a`",
+        f"page: {home.SETTINGS.site_url}/{page}",
+    ]
+    assert artifacts.links(KNOWN, id, "digits", tmp_path / "quick") == []
+
+
 def test_every_flow_end_to_end(prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forms, "QUICK", tmp_path)
     monkeypatch.setattr(home.SETTINGS, "jobs", 1)
@@ -533,6 +558,15 @@ def test_every_flow_end_to_end(prefect_server: None, tmp_path: Path, monkeypatch
     assert within is not None
     runs = {run.data.tags["cell"]: run for run in to.search_runs([within.experiment_id])}
     assert runs.keys() == {"diff_pruning", "baseline"}
+    publish.publish(quick=True)
+    assert {flow.name: left_by(flow) for flow in FLOWS if flow is not reproduce.reproduce} == {
+        "train": ["markdown", "progress"],
+        "compress": ["markdown", "progress"],
+        "sample": ["image", "markdown", "progress", "progress"],
+        "evaluate": ["image", "markdown", "progress", "table", "table"],
+        "survey": ["progress", "table", "table"],
+        "publish": ["markdown"],
+    }
     pruned, value = runs["diff_pruning"].data, written["cells"]["diff_pruning"]["metrics"]["fd"]["mean"]
     assert pruned.tags["technique"] == "diff_pruning" and pruned.metrics["quality/fd"] == pytest.approx(value)
 

@@ -181,10 +181,10 @@ class Workers:
     room: float = math.inf
     """The server keeps the line: workers come and go."""
 
-    def length(self, ready: Sequence[Item]) -> float:
+    def length(self, waiting: float) -> float:
         """Batches of about equal length: a few for everybody, none shorter or longer than it should be."""
         at_once = max(workers(self.pool), 1) * (SETTINGS.jobs if self.pool == "cpu" else 1)
-        share = sum(map(self.errand.weight, ready)) / at_once
+        share = waiting / at_once
         return min(max(share / ROUNDS, min(share, SHORTEST * self.rate)), LONGEST * self.rate)
 
     def submit(self, items: Sequence[Item]) -> "Future[list[Row]]":

@@ -33,7 +33,7 @@ class Here:
     def __init__(self, errand: Errand) -> None:
         self.errand = errand
 
-    def length(self, ready: Sequence[Item]) -> float:
+    def length(self, waiting: float) -> float:
         return 0.0
 
     def submit(self, items: Sequence[Item]) -> Future[list[Row]]:
@@ -50,7 +50,7 @@ class Processes:
         spawn = multiprocessing.get_context("spawn")
         self.executor = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=leave_with_parent)
 
-    def length(self, ready: Sequence[Item]) -> float:
+    def length(self, waiting: float) -> float:
         return 0.0
 
     def submit(self, items: Sequence[Item]) -> Future[list[Row]]:

@@ -46,7 +46,7 @@ from flows import (
 from flows.agenda import Errand, Item, Row
 from flows.cell import Spec, Workplace, training_set
 from flows.records import Damaged, read_json
-from flows.scale import Resting
+from flows.scale import Resting, pages
 from flows.score import identity
 from flows.study import Effort
 from methods.core.errors import Conflict
@@ -361,7 +361,7 @@ class Notes:
     def __init__(self, fails: str = "", length: float = 0.0) -> None:
         self.fails, self.batch, self.made = fails, length, list[list[agenda.Item]]()
 
-    def length(self, ready: Sequence[agenda.Item]) -> float:
+    def length(self, waiting: float) -> float:
         return self.batch
 
     def submit(self, items: Sequence[agenda.Item]) -> Future[list[Row]]:
@@ -388,6 +388,33 @@ def test_an_agenda_is_carried_out_in_order_and_past_what_fails(tmp_path: Path, l
         assert all(len(batch) == 1 for batch in crew.made)
     if length == 1e12:
         assert len(crew.made) == 1
+
+
+@pytest.mark.parametrize("length", [0.0, 30.0])
+def test_planning_takes_time_in_proportion(length: float, tmp_path: Path) -> None:
+    """Counted, for a clock depends on what else runs: how often items are weighed and looked for."""
+
+    class Counted(Resting):
+        def weight(self, item: Item) -> float:
+            counts[-1] += 1
+            return super().weight(item)
+
+        def found(self, item: Item) -> Row | None:
+            counts[-1] += 1
+
+    counts: list[int] = []
+    for cells in (50, 100):
+        counts.append(0)
+        agenda.carry_out(pages(cells), Counted(TINY, tmp_path, tmp_path), Notes("", length), lambda row, units: None)
+    assert counts[1] < 2.2 * counts[0]
+
+
+def test_a_batch_takes_what_still_fits_in_order(tmp_path: Path) -> None:
+    asked = [Item("rest", "none", weight, weight) for weight in ("10", "6", "5", "4", "0")]
+    crew = Notes("", 20.0)
+    crew.room = 2
+    agenda.carry_out({item: set() for item in asked}, Resting(TINY, tmp_path, tmp_path), crew, lambda row, units: None)
+    assert [[item.what for item in batch] for batch in crew.made] == [["10", "6", "4", "0"], ["5"]]
 
 
 def test_samples_are_not_drawn_again_for_scores_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -635,8 +662,7 @@ def test_batches_are_long_enough_to_begin_and_short_enough_to_share(
 ) -> None:
     monkeypatch.setattr(fan_out, "workers", lambda pool: workers)
     monkeypatch.setattr(home.SETTINGS, "jobs", 1)
-    ready = [Item("rest", "none", f"cell {i}", str(seconds)) for i in range(cells)]
-    assert fan_out.Workers("cpu", Resting(study.FULL, tmp_path, tmp_path), 1.0).length(ready) == length
+    assert fan_out.Workers("cpu", Resting(study.FULL, tmp_path, tmp_path), 1.0).length(cells * seconds) == length
 
 
 def test_what_does_not_run_on_a_bed_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:

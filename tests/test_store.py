@@ -110,7 +110,7 @@ def test_a_record_is_fetched_as_it_arrives(tmp_path: Path) -> None:
     class Elsewhere:
         room = 1
 
-        def length(self, ready: Sequence[Item]) -> float:
+        def length(self, waiting: float) -> float:
             return 0.0
 
         def submit(self, items: Sequence[Item]) -> Future[list[Row]]:

@@ -72,8 +72,12 @@ else:
 class Setting(BaseModel):
     """A parameter of a technique, and its value."""
 
-    parameter: ParameterLabel = Field(json_schema_extra={"position": 0})
-    value: float = Field(json_schema_extra={"position": 1})
+    parameter: ParameterLabel = Field(
+        description="A technique's parameter, with its unit, bounds and default.", json_schema_extra={"position": 0}
+    )
+    value: float = Field(
+        description="In the unit and within the bounds that the parameter names.", json_schema_extra={"position": 1}
+    )
 
 
 if TYPE_CHECKING:  # a checker cannot see the members of enums that are made from data

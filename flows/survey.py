@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
+import torch
 from cyclopts import Parameter
 from prefect import flow
 from prefect.artifacts import create_table_artifact
@@ -34,6 +35,7 @@ from flows.records import readable
 from flows.rendering import render
 from flows.stages import settle
 from flows.study import BASELINE, FULL, Effort, main, techniques_on
+from methods.core.errors import Unavailable
 
 if TYPE_CHECKING:
     Techniques = list[str]
@@ -74,10 +76,15 @@ def survey(
 
 
 def crew_of(asked: list[Request], pool: str) -> AbstractContextManager[Workers | Processes | Here]:
-    """The workers of the pool where there are any, else processes of this machine."""
+    """The workers of the pool where there are any, else processes of this machine. Raises Unavailable."""
     errand = asked[0].errand
     if workers(pool):
         return Workers(pool, errand, rate(asked[0].study().subject))
+    if pool == "gpu" and not torch.cuda.is_available():
+        raise Unavailable(
+            "No worker of the pool gpu is online, and torch sees no CUDA device here: `make up` on a machine with one"
+            " starts a worker, or choose the pool cpu."
+        )
     return Processes(SETTINGS.jobs, errand) if SETTINGS.jobs > 1 else nullcontext(Here(errand))
 
 
@@ -119,6 +126,10 @@ def requests(asked: Request, areas: list[str]) -> list[Request]:
     for area in areas:
         if area not in {known.id for known in KNOWN.taxonomy.areas}:
             raise CatalogError(absent("area", area, [known.id for known in KNOWN.taxonomy.areas]))
+    if asked.methods and areas:
+        raise CatalogError(
+            "Choose either techniques, which are composed, or areas, whose techniques are measured one by one."
+        )
     if asked.methods:
         return [asked]
     chosen = [

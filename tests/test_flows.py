@@ -49,7 +49,7 @@ from flows.records import Damaged, read_json
 from flows.scale import Resting, pages
 from flows.score import identity
 from flows.study import Effort
-from methods.core.errors import Conflict
+from methods.core.errors import Conflict, Unavailable
 from methods.core.identity import training_fingerprint
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -309,6 +309,7 @@ def feature_file(folder: Path) -> Path:
         (["--methods", "deepcache; rm"], "is not a technique"),
         (["--bed", "digitz"], "did you mean digits"),
         (["--areas", "inferense"], "did you mean inference"),
+        (["--methods", "ddim", "--areas", "inference"], "Choose either techniques, which are composed, or areas"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -514,8 +515,11 @@ def test_forms_offer_what_the_catalog_has() -> None:
 
 @pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
 def test_every_field_of_a_form_is_explained(flow: Flow[..., object]) -> None:
-    fields = parameter_schema(flow.fn).model_dump()["properties"]
-    assert fields and all(field.get("description") for field in fields.values())
+    schema = parameter_schema(flow.fn).model_dump()
+    nested = [each["properties"] for each in schema["definitions"].values() if "properties" in each]
+    for fields in (schema["properties"], *nested):
+        assert fields and all(field.get("description") for field in fields.values()), fields
+    assert nested or "parameters" not in schema["properties"]
 
 
 def test_a_batch_shows_how_far_it_is_within_its_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -529,6 +533,14 @@ def test_a_batch_shows_how_far_it_is_within_its_items(tmp_path: Path, monkeypatc
         for done in (1, 2):
             report("a network", done, 2, 0.5)
     assert said == [37.5, 75.0, 87.5, 100.0]
+
+
+def test_a_pool_without_workers_or_device_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a survey on the cores of the worker that only waits for others."""
+    monkeypatch.setattr(survey, "workers", lambda pool: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(Unavailable, match="No worker of the pool gpu is online, and torch sees no CUDA device"):
+        survey.crew_of([forms.Request("digits")], "gpu")
 
 
 def test_parameters_survive_a_form() -> None:

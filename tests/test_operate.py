@@ -1,7 +1,9 @@
 """Starting, stopping and checking: decisions as plain functions, and once, slowly, the whole thing."""
 
 import os
+import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -153,6 +155,15 @@ def test_a_pool_without_worker_says_since_when() -> None:
 
 def test_little_space_is_said() -> None:
     assert [doctor.space_finding(free).level for free in (50e9, 2e9, 0.1e9)] == ["ok", "warning", "problem"]
+
+
+def test_without_a_browser_the_check_of_a_change_fails_in_a_sentence(tmp_path: Path) -> None:
+    """Its tests would be left out, and the rest would pass."""
+    for name in ("bash", "dirname"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    asked = [str(tmp_path / "bash"), str(ROOT / ".ci/run")]
+    done = subprocess.run(asked, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "neither chromium nor google-chrome is on the PATH" in done.stderr
 
 
 def test_a_check_that_breaks_is_a_finding() -> None:

@@ -8,7 +8,8 @@ Nothing here knows Prefect, DVC or MLflow.
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -176,13 +177,26 @@ class Workplace:
             return found
         bed, key = path.relative_to(self.root).parts[0], self.key(path, fingerprint)
         noted = self.root / bed / MADE / fingerprint
-        noted.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(noted.with_suffix(".lock")):
+        with self.turn(path, noted.with_suffix(".lock")):
             found = find(path, fingerprint)
             if found is None:
                 found = self._fetched(path, key) or self._made(path, key, make)
                 write_bytes(noted, str(path.relative_to(self.root / bed)).encode())
         return found
+
+    @contextmanager
+    def turn(self, path: Path, lock: Path) -> Iterator[None]:
+        """Take turns with whoever makes the same file. Raises Unwritten where there is no room even for a lock."""
+        held = FileLock(lock)
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            held.acquire()
+        except OSError as error:
+            raise Unwritten(path, error) from error
+        try:
+            yield
+        finally:
+            held.release()
 
     def _fetched(self, path: Path, key: str) -> Path | None:
         """The file as another machine made it."""

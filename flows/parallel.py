@@ -16,7 +16,6 @@ import cyclopts
 import psutil
 import torch
 import torch.distributed as dist
-from filelock import FileLock
 
 import catalog
 from catalog import Cell
@@ -49,8 +48,7 @@ def train(spec: Spec, seed: int, place: Workplace, report: Report = quiet, proce
         lock = (
             place.root / spec.bed.name / cell.MADE / f"{fingerprint}.together.lock"
         )  # the first process takes another
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
+        with place.turn(path, lock):
             if cell.find(path, fingerprint) is None:
                 together(spec, seed, place, processes)
     return cell.train(spec, seed, place, report)

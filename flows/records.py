@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +31,8 @@ class Unwritten(FileProblem):
     """A file could not be written: the disk is full, or not ours. What was there before is as it was."""
 
     def __init__(self, path: Path, error: Exception) -> None:
-        partial(path).unlink(missing_ok=True)
+        with suppress(OSError):
+            partial(path).unlink()
         why = error.strerror if isinstance(error, OSError) else error
         super().__init__(f"{path} could not be written ({why}); what was there before is as it was.")
 

@@ -630,6 +630,19 @@ def test_where_nothing_is_trained_a_training_is_answered_by_a_sentence(
         flow(bed="mixture", methods=["ddim"], blocks=1)
 
 
+def test_the_command_line_of_training_shares_it_out_and_that_of_sampling_does_not(
+    prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(forms, "QUICK", tmp_path)
+    asked = ["--budget", "0.005", "--blocks", "1", "--processes", "3"]
+    with pytest.raises(SystemExit, match="A batch of 64 cannot be shared out over 3 processes"):
+        study.main(forms.command_line(train.train, ""), asked)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        study.main(forms.command_line(sample.sample, ""), asked)
+    assert "Unknown option: --processes" in "".join(capsys.readouterr())
+
+
 def test_a_record_that_does_not_arrive_is_a_failure(
     prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowFilter, FlowFilterName
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import FailedRun
-from prefect.states import Crashed
+from prefect.states import Crashed, Running
 from prefect.utilities.callables import parameter_schema
 
 from catalog import Cell
@@ -676,6 +676,34 @@ def test_a_batch_that_crashes_before_it_begins_is_handed_out_again(prefect_serve
         client.set_flow_run_state(id, Crashed(message="Its worker was killed."), force=True)
         workers.look()
     assert [row["reason"] for row in future.result(timeout=1)] == [f"{item}: Its worker was killed."]
+
+
+def test_a_crash_that_the_server_lost_is_tried_again_by_the_survey(
+    prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its automation misses an event where SQLite is locked for a moment."""
+    workers, future = fan_out.Workers("cpu", Errand(study.FULL, tmp_path, tmp_path, ""), 1.0), Future[list[Row]]()
+    with get_client(sync_client=True) as client:
+
+        def seen() -> str:
+            workers.look()
+            state = client.read_flow_run(id).state
+            assert state is not None
+            return str(state.name)
+
+        deployment = client.create_deployment(client.create_flow(fan_out.batch), "cpu")
+        id = client.create_flow_run_from_deployment(deployment).id
+        workers.underway[id] = fan_out.Underway([Item("train", "digits", "baseline")], future)
+        for _ in range(home.TRIES):
+            client.set_flow_run_state(id, Running(), force=True)
+            client.set_flow_run_state(id, Crashed(message="It gave no sign of life."), force=True)
+            monkeypatch.setattr(fan_out, "PATIENCE", 60.0)
+            assert seen() == "Crashed" and not future.done(), "the server is given time"
+            monkeypatch.setattr(fan_out, "PATIENCE", -1.0)
+            assert seen() == "AwaitingRetry" and not future.done()
+        client.set_flow_run_state(id, Running(), force=True)
+        client.set_flow_run_state(id, Crashed(message="It gave no sign of life."), force=True)
+        assert seen() == "Crashed" and future.done()
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,15 @@ the end and cells that share a training wait for one. A record puts together wha
 equal cost, which is known only then; seconds and memory come last.
 """
 
+import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from heapq import heappop, heappush
 from pathlib import Path
 from subprocess import CalledProcessError
 from time import monotonic
@@ -20,15 +24,21 @@ from catalog import Catalog, CatalogError, Cell
 from flows import cell, timing
 from flows.cell import Spec, Workplace, compresses
 from flows.progress import hushed, units
-from flows.records import read_json
+from flows.records import FileProblem, read_json
 from flows.score import evaluate, has_fidelity, is_scored, many_steps
 from flows.study import CANNOT, EXPECTED, FULL, Effort, Study, composed, record, study
 from methods.core.calibration import Report
 from methods.core.identity import shipped_fingerprint, training_fingerprint
 from methods.core.learning import quiet
 
+log = logging.getLogger(__name__)
+
 Row = dict[str, Any]
 """Where time went: the step, what it was done for, its seconds, and why it failed if it did."""
+
+
+Place = tuple[bool, float, int]
+"""Where an item stands in the order in which items are handed over; no two stand in the same."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +86,20 @@ class Errand:
         return 0.0 if is_page(item) else units(spec_of(item, self.spend), item.step)
 
     def found(self, item: Item) -> Row | None:
-        """The row of an item that is there already, with what it took when it was made; a record is made anew."""
+        """The row of an item that is there already, with what it took when it was made; a record is made anew.
+
+        A damaged file is not there: whoever is to make it says what is wrong.
+        """
         if is_page(item):
             return None
         spec = spec_of(item, self.spend)
-        if item.step == "score":
-            there = is_scored(spec, self.place)
-        else:
-            there = cell.is_made(spec, item.step, self.place, item.seed, item.block)
+        try:
+            if item.step == "score":
+                there = is_scored(spec, self.place)
+            else:
+                there = cell.is_made(spec, item.step, self.place, item.seed, item.block)
+        except FileProblem:
+            return None
         return self.earlier(item) if there else None
 
     def earlier(self, item: Item) -> Row:
@@ -91,7 +107,8 @@ class Errand:
         seconds = 0.0
         if item.step != "score":
             spec = spec_of(item, self.spend)
-            seconds = cell.seconds(cell.target(spec, item.step, self.place, item.seed, item.block)[0])
+            with suppress(FileProblem):
+                seconds = cell.seconds(cell.target(spec, item.step, self.place, item.seed, item.block)[0])
         return {"step": item.step, "id": item.what, "seconds": seconds, "reason": None}
 
 
@@ -103,8 +120,9 @@ class Crew(Protocol):
         """How many batches are handed over at once; the others wait here, where what is more urgent overtakes them."""
         ...
 
-    def length(self, ready: Sequence[Item]) -> float:
-        """The weight up to which what can be done now is put into one batch; 0 for an item a batch."""
+    def length(self, waiting: float) -> float:
+        """The weight up to which items are put into one batch, of all that weigh so much and can be done now; 0 for an
+        item a batch."""
         ...
 
     def submit(self, items: Sequence[Item]) -> Future[list[Row]]:
@@ -211,13 +229,15 @@ def carry_out(agenda: Agenda, errand: Errand, crew: Crew, note: Callable[[Row, f
 
     The longest trainings come first, for much waits for them; then page after page, so that records arrive early.
     """
-    plan, rows, urgency = Plan(agenda), list[Row](), urgencies(agenda)
+    urgency = urgencies(agenda)
     unasked = needless(agenda, errand)
-    running: dict[Future[list[Row]], list[Item]] = {}
 
-    def first(item: Item) -> tuple[bool, float, int]:
+    def first(item: Item) -> Place:
         trains = item.step == "train"
         return not trains, -errand.weight(item) if trains else 0.0, urgency[item]
+
+    plan, rows = Plan(agenda, first, errand.weight), list[Row]()
+    running: dict[Future[list[Row]], list[Item]] = {}
 
     def done(item: Item, row: Row) -> None:
         rows.append(row)
@@ -225,15 +245,16 @@ def carry_out(agenda: Agenda, errand: Errand, crew: Crew, note: Callable[[Row, f
         plan.finish(item)
 
     while plan.open or running:
-        for item in plan.ready():
+        while plan.free:
+            item = plan.free.popleft()
             if row := errand.earlier(item) if item in unasked else errand.found(item):
                 done(item, row)
-        ready = sorted(plan.ready(), key=first)
-        length = crew.length(ready) if ready else 0.0
-        while ready and len(running) < crew.room:
-            batch = plan.take(ready, length, errand.weight)
+            else:
+                plan.wait(item)
+        length = crew.length(plan.waiting) if plan.lines else 0.0
+        while plan.lines and len(running) < crew.room:
+            batch = plan.take(length)
             running[crew.submit(batch)] = batch
-            ready = [item for item in ready if item in plan.open]
         if not running:
             continue
         finished, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -267,23 +288,33 @@ def urgencies(agenda: Agenda) -> dict[Item, int]:
 
 
 class Plan:
-    """What of an agenda is still to be handed over, and what has been done."""
+    """What of an agenda is still to be handed over, in which order, and what has been done.
 
-    def __init__(self, agenda: Agenda) -> None:
-        self.needs = agenda
+    What can be handed over waits in a line for each weight, so that what still fits into a batch is found at the head
+    of a line. All of it together takes time in proportion to the agenda.
+    """
+
+    def __init__(self, agenda: Agenda, order: Callable[[Item], Place], weigh: Callable[[Item], float]) -> None:
+        self.needs, self.order, self.weigh = agenda, order, weigh
         self.followers: dict[Item, list[Item]] = {item: [] for item in agenda}
         for item, needs in agenda.items():
             for need in needs:
                 self.followers[need].append(item)
         self.missing = {item: len(needs) for item, needs in agenda.items()}
-        self.now = [item for item, count in self.missing.items() if not count]
+        self.free = deque(item for item, count in self.missing.items() if not count)
+        """What has all it needs, and was not looked for yet."""
+        self.lines: dict[float, list[tuple[Place, Item]]] = {}
+        """What is to be made, by weight: heaps, the most urgent first."""
+        self.waiting = 0.0
+        """What the lines weigh together."""
         self.open = dict.fromkeys(agenda)
         self.done: set[Item] = set()
 
-    def ready(self) -> list[Item]:
-        """What can be handed over: everything it needs is done."""
-        self.now = [item for item in self.now if item in self.open]
-        return self.now
+    def wait(self, item: Item) -> None:
+        """An item is to be made: it gets into line."""
+        weight = self.weigh(item)
+        heappush(self.lines.setdefault(weight, []), (self.order(item), item))
+        self.waiting += weight
 
     def finish(self, item: Item) -> None:
         """An item is done."""
@@ -291,27 +322,39 @@ class Plan:
         self.done.add(item)
         for next in self.followers[item]:
             self.missing[next] -= 1
-            if not self.missing[next]:
-                self.now.append(next)
+            if not self.missing[next] and next in self.open:
+                self.free.append(next)
 
-    def take(self, ready: Sequence[Item], length: float, weigh: Callable[[Item], float]) -> list[Item]:
-        """Hand over a batch of up to a length: what is ready, and what becomes ready within the batch itself."""
-        batch, filled = {ready[0]: None}, weigh(ready[0])
-        for item in ready[1:]:
-            if filled + weigh(item) <= length:
-                batch[item] = None
-                filled += weigh(item)
+    def take(self, length: float) -> list[Item]:
+        """Hand over a batch of up to a length: the most urgent item, of the others what fits in, and what becomes
+        ready within the batch itself."""
+        item, filled = self.next(math.inf)
+        batch = dict.fromkeys([item])
+        while any(filled + weight <= length for weight in self.lines):
+            item, weight = self.next(length, filled)
+            batch[item] = None
+            filled += weight
         ahead = deque(batch if length else ())
         while ahead:
             for next in self.followers[ahead.popleft()]:
-                fits = next in self.open and next not in batch and filled + weigh(next) <= length
+                fits = next in self.open and next not in batch and filled + self.weigh(next) <= length
                 if fits and all(need in batch or need in self.done for need in self.needs[next]):
                     batch[next] = None
-                    filled += weigh(next)
+                    filled += self.weigh(next)
                     ahead.append(next)
         for item in batch:
             del self.open[item]
         return list(batch)
+
+    def next(self, length: float, filled: float = 0.0) -> tuple[Item, float]:
+        """The most urgent item that fits in, which leaves its line, and its weight."""
+        heads = ((line[0], weight) for weight, line in self.lines.items() if filled + weight <= length)
+        (_, item), weight = min(heads, key=lambda head: head[0][0])
+        heappop(self.lines[weight])
+        self.waiting -= weight
+        if not self.lines[weight]:
+            del self.lines[weight]
+        return item, weight
 
 
 def make(item: Item, errand: Errand, report: Report = quiet) -> Row:
@@ -330,6 +373,9 @@ def make(item: Item, errand: Errand, report: Report = quiet) -> Row:
                 earlier = cell.seconds(made) if made else 0.0
     except (*CANNOT, *EXPECTED, CalledProcessError) as error:
         reason = f"{item.what}: {error}"
+    except Exception as error:
+        log.exception("%s came to an unexpected end.", item)
+        reason = f"{item.what}: {type(error).__name__}: {error}"
     return {"step": item.step, "id": item.what, "seconds": max(monotonic() - started, earlier), "reason": reason}
 
 

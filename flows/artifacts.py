@@ -3,7 +3,7 @@
 import base64
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from catalog import Catalog
 from flows.home import RESULTS, SETTINGS
 from flows.ledger import Record, judge_records
 from flows.progress import shown
+from flows.records import readable
+from flows.study import BASELINE
 from methods.core.calibration import Report
 
 EVERY = 5.0
@@ -88,8 +90,18 @@ def show_record(known: Catalog, written: Record, results: Path) -> None:
         )
     grid = results / bed / f"{id}.png"
     if grid.exists():
-        create_image_artifact(image_url=inline(grid), description=f"Samples of {id} on {bed}, a class per column")
-    create_markdown_artifact(markdown=links(written, results), description="Where to read on")
+        show_picture(grid.read_bytes(), id, bed)
+    show_links(links(known, id, bed, results))
+
+
+def show_picture(png: bytes, id: str, bed: str) -> None:
+    """A sample grid."""
+    create_image_artifact(image_url=inline(png), description=f"Samples of {id} on {bed}, a class per column")
+
+
+def show_links(found: Iterable[str]) -> None:
+    """Where to read on, as a list."""
+    create_markdown_artifact(markdown="\n".join(f"- {each}" for each in found), description="Where to read on")
 
 
 def numbers(written: Record) -> list[dict[str, Any]]:
@@ -126,22 +138,30 @@ def table_of_verdicts(known: Catalog, written: Record) -> list[dict[str, Any]]:
     ]
 
 
-def inline(picture: Path) -> str:
+def inline(png: bytes) -> str:
     """A picture as a data URL, enlarged without smoothing: the page of a run needs no other server for it."""
-    with Image.open(picture) as small:
+    with Image.open(io.BytesIO(png)) as small:
         grid = small.resize((small.width * LARGER, small.height * LARGER), Image.Resampling.NEAREST)
     buffer = io.BytesIO()
     grid.save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def links(written: Record, results: Path) -> str:
-    """Where the record, its page and its run in MLflow are."""
-    from flows.tracking import run_url  # MLflow takes seconds to import, and only records need it
+def links(known: Catalog, id: str, bed: str, results: Path, made: Sequence[str] = ()) -> list[str]:
+    """What a run made, and where the record, the page and the run in MLflow are of what it is about."""
+    from flows.tracking import run_url  # MLflow takes seconds to import, and a training shows progress before
 
-    id, bed = written["id"], written["bed"]
-    found = [f"- record: `{results / bed / id}.json`"]
+    path = results / bed / f"{id}.json"
+    written = readable(path)
+    found = [f"made: `{each}`" for each in made] + ([f"record: `{path}`"] if written else [])
     if results == RESULTS:
-        found.append(f"- page: {SETTINGS.site_url}/t/{id}.html")
-    address = run_url(written)
-    return "\n".join([*found, f"- MLflow: {address}"] if address else found)
+        found.append(f"page: {SETTINGS.site_url}/{page_of(known, id)}")
+    address = run_url(written) if written else None
+    return [*found, f"MLflow: {address}"] if address else found
+
+
+def page_of(known: Catalog, id: str) -> str:
+    """The page of the site that shows a record."""
+    if id in known.techniques:
+        return f"t/{id}.html"
+    return "index.html" if id == BASELINE else "composition.html"

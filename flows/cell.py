@@ -8,7 +8,8 @@ Nothing here knows Prefect, DVC or MLflow.
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -177,13 +178,26 @@ class Workplace:
             return found
         bed, key = path.relative_to(self.root).parts[0], self.key(path, fingerprint)
         noted = self.root / bed / MADE / fingerprint
-        noted.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(noted.with_suffix(".lock")):
+        with self.turn(path, noted.with_suffix(".lock")):
             found = find(path, fingerprint)
             if found is None:
                 found = self._fetched(path, key) or self._made(path, key, make)
                 write_bytes(noted, str(path.relative_to(self.root / bed)).encode())
         return found
+
+    @contextmanager
+    def turn(self, path: Path, lock: Path) -> Iterator[None]:
+        """Take turns with whoever makes the same file. Raises Unwritten where there is no room even for a lock."""
+        held = FileLock(lock)
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            held.acquire()
+        except OSError as error:
+            raise Unwritten(path, error) from error
+        try:
+            yield
+        finally:
+            held.release()
 
     def _fetched(self, path: Path, key: str) -> Path | None:
         """The file as another machine made it."""
@@ -281,7 +295,11 @@ def is_made(spec: Spec, step: str, place: Workplace, seed: int, block: int = 0) 
 
 
 def train(spec: Spec, seed: int, place: Workplace, report: Report = quiet) -> Path:
-    """Train the weights the cell starts from, or find them. A training leaves those on the way to its end as well."""
+    """Train the weights the cell starts from, or find them. A training leaves those on the way to its end as well.
+
+    Raises Conflict on a bed with an exact denoiser.
+    """
+    require_network(spec)
     path, fingerprint = target(spec, "train", place, seed)
 
     def make() -> None:
@@ -293,6 +311,14 @@ def train(spec: Spec, seed: int, place: Workplace, report: Report = quiet) -> Pa
                 train_anew(spec, seed, place, report)
 
     return place.made(path, fingerprint, make, find)
+
+
+def require_network(spec: Spec) -> None:
+    """Raise Conflict where there are no weights to make."""
+    if spec.bed.network is None:
+        raise Conflict(
+            f"On {spec.bed.name} nothing is trained: its denoiser is exact, and sampling asks for no weights."
+        )
 
 
 def train_anew(spec: Spec, seed: int, place: Workplace, report: Report) -> None:

@@ -8,8 +8,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from flows import cell
-from flows.artifacts import progress
-from flows.forms import Bed, Blocks, Budget, Given, Methods, Request, command_line, form, request, run_name
+from flows.artifacts import links, progress, show_links
+from flows.forms import KNOWN, Bed, Blocks, Budget, Given, Methods, Request, command_line, form, request, run_name
 from flows.progress import share
 from flows.study import main
 
@@ -30,7 +30,10 @@ def compress(
 ) -> list[str] | State:  # fmt: skip
     """Write the weights as they would ship, for every training seed of the bed."""
     asked = request(bed, methods, parameters, budget, blocks)
-    return [compress_weights(asked, seed) for seed in asked.study().subject.train_seeds]
+    this = asked.study()
+    made = [compress_weights(asked, seed) for seed in this.subject.train_seeds]
+    show_links(links(KNOWN, this.id, asked.bed, asked.records, made))
+    return made
 
 
 if __name__ == "__main__":

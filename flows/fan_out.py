@@ -46,6 +46,7 @@ from flows.records import read_json
 from flows.study import Effort
 from methods.core import models
 from methods.core.calibration import Report
+from methods.core.errors import Unavailable
 
 SHORTEST, LONGEST = 300.0, 900.0
 """Seconds that a batch takes at least, so that the ten it needs to begin are few, and at most, so that little is lost.
@@ -56,8 +57,9 @@ ROUNDS = 4
 """Batches in a row that everybody's share is cut into, so that the others need not wait for a slow one."""
 EVERY = 2.0
 """Seconds between two looks at the runs that are under way."""
-PATIENCE = 300.0
-"""Seconds that a crashed run may take to be tried again."""
+PATIENCE = 60.0
+"""Seconds after which a crashed run is tried again from here: the server does so after ten, unless SQLite was locked
+when it noted the crash, and it lost it."""
 EXACT_RATE, TIMED = 1e6, 5
 """Evaluations per second of an exact denoiser, about; and of a network, how many batches are timed to know it."""
 MADE = "What this run made"
@@ -66,11 +68,12 @@ MADE = "What this run made"
 @flow(name="batch", log_prints=True)
 @form
 def batch(
-    items: list[dict[str, Any]], budget: float = 1.0, blocks: int | None = None, catalog: str = ""
+    items: list[dict[str, Any]], budget: float = 1.0, blocks: int | None = None, catalog: str = "", store: str = ""
 ) -> list[str] | State:
     """A part of a survey, started by the survey: trainings, samples, scores or records, one after another."""
     errand, rows = replace(errand_of(Effort(budget, blocks)), catalog=catalog), list[Row]()
     require_same_catalog(errand)
+    require_same_store(store)
     asked = [Item(**each) for each in items]
     progress = Progress(name_of(asked))
     for item, report in zip(asked, parts(asked, errand, progress), strict=True):
@@ -85,6 +88,15 @@ def batch(
     if failed:
         return Failed(message=f"{len(failed)} of {len(rows)} could not be made: {'; '.join(failed)}")
     return [str(item) for item in asked]
+
+
+def require_same_store(store: str) -> None:
+    """Raise Unavailable if this worker would put its files where the survey does not look."""
+    if store != SETTINGS.shared:
+        theirs, here = (f"through {each}" if each else "within its own machine" for each in (store, SETTINGS.shared))
+        raise Unavailable(
+            f"The survey shares files {theirs}, and this worker {here}: start both with the same ATLAS_STORE."
+        )
 
 
 def parts(items: Sequence[Item], errand: Errand, progress: Progress) -> list[Report]:
@@ -146,12 +158,12 @@ def rate(spec: Spec) -> float:
 
 @dataclass
 class Underway:
-    """A batch that was handed over, when its run was first seen crashed, and how often it crashed before it began."""
+    """A batch that was handed over, when its run was first seen crashed, and how often it was tried again from here."""
 
     items: list[Item]
     future: "Future[list[Row]]"
     crashed: float | None = None
-    unbegun: int = 0
+    again: int = 0
 
 
 @dataclass
@@ -170,10 +182,10 @@ class Workers:
     room: float = math.inf
     """The server keeps the line: workers come and go."""
 
-    def length(self, ready: Sequence[Item]) -> float:
+    def length(self, waiting: float) -> float:
         """Batches of about equal length: a few for everybody, none shorter or longer than it should be."""
         at_once = max(workers(self.pool), 1) * (SETTINGS.jobs if self.pool == "cpu" else 1)
-        share = sum(map(self.errand.weight, ready)) / at_once
+        share = waiting / at_once
         return min(max(share / ROUNDS, min(share, SHORTEST * self.rate)), LONGEST * self.rate)
 
     def submit(self, items: Sequence[Item]) -> "Future[list[Row]]":
@@ -185,7 +197,7 @@ class Workers:
             f"{self.flow}/{self.pool}",
             parameters={
                 "items": [asdict(item) for item in items], "budget": spend.budget, "blocks": spend.blocks,
-                "catalog": self.errand.catalog,
+                "catalog": self.errand.catalog, "store": SETTINGS.shared,
             },
             flow_run_name=name_of(items),
             idempotency_key=uuid4().hex,
@@ -226,6 +238,8 @@ class Workers:
                 for found in client.read_flow_runs(flow_run_filter=asked):
                     if self.never_began(found):
                         client.set_flow_run_state(found.id, AwaitingRetry(message="It did not begin."))
+                    elif self.was_left(found):
+                        client.set_flow_run_state(found.id, AwaitingRetry(message="It crashed."))
                     elif self.is_over(found):
                         rows = rows_of(found, self.underway[found.id].items)
                         self.underway.pop(found.id).future.set_result(rows)
@@ -237,19 +251,29 @@ class Workers:
         """
         if found.state is None or not found.state.is_crashed() or found.run_count:
             return False
-        self.underway[found.id].unbegun += 1
-        return self.underway[found.id].unbegun <= TRIES
+        self.underway[found.id].again += 1
+        return self.underway[found.id].again <= TRIES
 
-    def is_over(self, found: FlowRun) -> bool:
-        """Whether a run has come to its end. One that crashed after it began is tried again, so it is given time."""
-        state, batch = found.state, self.underway[found.id]
-        if state is None or not state.is_final():
+    def was_left(self, found: FlowRun) -> bool:
+        """Whether a run crashed after it began, and nobody has tried it again for a while."""
+        batch = self.underway[found.id]
+        if found.state is None or not found.state.is_crashed():
             batch.crashed = None
             return False
-        if not state.is_crashed() or not 1 <= found.run_count <= TRIES:
-            return True
         batch.crashed = batch.crashed or time.monotonic()
-        return time.monotonic() - batch.crashed > PATIENCE
+        if time.monotonic() - batch.crashed <= PATIENCE or not 1 <= found.run_count <= TRIES:
+            return False
+        batch.crashed = None
+        batch.again += 1
+        return batch.again <= TRIES
+
+    def is_over(self, found: FlowRun) -> bool:
+        """Whether a run has come to its end. One that crashed after it began is tried again, here or by the server."""
+        state = found.state
+        if state is None or not state.is_final():
+            return False
+        may_be_tried = state.is_crashed() and 1 <= found.run_count <= TRIES
+        return not may_be_tried or self.underway[found.id].again > TRIES
 
 
 def name_of(items: Sequence[Item]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar, get_type_hints
 
@@ -72,8 +73,12 @@ else:
 class Setting(BaseModel):
     """A parameter of a technique, and its value."""
 
-    parameter: ParameterLabel = Field(json_schema_extra={"position": 0})
-    value: float = Field(json_schema_extra={"position": 1})
+    parameter: ParameterLabel = Field(
+        description="A technique's parameter, with its unit, bounds and default.", json_schema_extra={"position": 0}
+    )
+    value: float = Field(
+        description="In the unit and within the bounds that the parameter names.", json_schema_extra={"position": 1}
+    )
 
 
 if TYPE_CHECKING:  # a checker cannot see the members of enums that are made from data
@@ -189,6 +194,7 @@ def parse(methods: list[str]) -> tuple[list[str], Parameters]:
 def command_line(flow: Flow[..., Any], text: str | None) -> cyclopts.App:
     """The command line of a step's flow. What cannot be done is said before a flow is started."""
     app = cyclopts.App(name=f"python -m flows.{flow.name}", help=text, help_format="plaintext")
+    shared_out = "processes" in signature(flow.fn).parameters
 
     @app.default
     def run(
@@ -197,6 +203,7 @@ def command_line(flow: Flow[..., Any], text: str | None) -> cyclopts.App:
         methods: Annotated[list[str], Parameter(consume_multiple=True)] = [],
         budget: float = 1.0,
         blocks: int | None = None,
+        processes: Annotated[int, Parameter(parse=shared_out)] = 1,
     ) -> None:
         """Run the step.
 
@@ -206,11 +213,13 @@ def command_line(flow: Flow[..., Any], text: str | None) -> cyclopts.App:
         methods: techniques, composed: `id` or `id(parameter=number)`; none is the baseline
         budget: share of the bed's training iterations
         blocks: how many of the bed's sampling seeds to use; all of them by default
+        processes: share each batch out over so many, one per device
         """
         chosen, parameters = parse(methods)
         Request(bed, tuple(chosen), parameters, Effort(budget, blocks)).study()
         try:
-            print(flow(bed=bed, methods=chosen, parameters=settings(parameters), budget=budget, blocks=blocks))
+            more = {"processes": processes} if shared_out else {}
+            print(flow(bed=bed, methods=chosen, parameters=settings(parameters), budget=budget, blocks=blocks, **more))
         except FailedRun as error:
             sys.exit(str(error))
 

@@ -4,6 +4,7 @@ A worker starts its runs in folders of its own, and is told the checkout by ATLA
 """
 
 import os
+import re
 from pathlib import Path
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -27,6 +28,11 @@ class Settings(BaseSettings):
     """Processes that work side by side on this machine, one thread each."""
 
     @property
+    def shared(self) -> str:
+        """The store as it may be shown; empty for none."""
+        return without_password(self.store or "")
+
+    @property
     def prefect_api(self) -> str:
         """Where flows find the Prefect server that `make up` starts."""
         return f"http://{self.host}:{self.prefect_port}/api"
@@ -40,6 +46,11 @@ class Settings(BaseSettings):
     def site_url(self) -> str:
         """Where `make up` shows the site."""
         return f"http://{self.host}:{self.site_port}"
+
+
+def without_password(text: str) -> str:
+    """The text, its URLs without what stands before an @."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 SETTINGS = Settings()

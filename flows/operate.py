@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from supervisor.xmlrpc import SupervisorTransport
 
-from flows.home import HOME, SETTINGS, TRIES, WORK
+from flows.home import HOME, SETTINGS, TRIES, WORK, without_password
 
 if TYPE_CHECKING:  # Prefect and torch take seconds to import, and not every command needs them
     from prefect.client.orchestration import SyncPrefectClient
@@ -42,6 +42,7 @@ CONFIGURATION = Path(__file__).with_name("supervisord.conf")
 PREFECT_YAML = HOME / "prefect.yaml"
 LONGEST_SOCKET = 90
 """Bytes of a socket's path: systems allow about 104, and supervisord adds its process id for a moment."""
+DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 START_S, STOP_S = 180.0, 120.0
 BEAT_S = 30
 """Seconds between two signs of life of a flow run, the shortest that Prefect takes."""
@@ -122,7 +123,13 @@ def environment(devices: int) -> dict[str, str]:
 def identity(devices: int) -> str:
     """The settings that take effect only at a start."""
     ports = ", ".join(str(getattr(SETTINGS, server.port)) for server in SERVERS)
-    return f"host {SETTINGS.host}, ports {ports}, {SETTINGS.jobs} jobs, {devices} CUDA devices"
+    files, database = (
+        without_password(url) if url else "of its own" for url in (SETTINGS.store, os.environ.get(DATABASE))
+    )
+    return (
+        f"host {SETTINGS.host}, ports {ports}, {SETTINGS.jobs} jobs, {devices} CUDA devices, store {files},"
+        f" database {database}"
+    )
 
 
 def keeper() -> Any | None:
@@ -365,10 +372,10 @@ def worker(*, pool: Pool, device: int = 0) -> None:
     require_server()
     limits = {"control": [], "cpu": ["--limit", str(SETTINGS.jobs)], "gpu": ["--limit", "1"]}
     name = worker_name(f"gpu-{device}" if pool == "gpu" else pool, kept="SUPERVISOR_ENABLED" in os.environ)
-    told = os.environ | {
+    told = {"PREFECT_WORKER_QUERY_SECONDS": "2"} | os.environ | {
         "ATLAS_HOME": str(HOME), "PREFECT_API_URL": api(), "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": cuda_device(device) if pool == "gpu" else "",
-        "PREFECT_WORKER_QUERY_SECONDS": "2", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(BEAT_S),
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(BEAT_S),
     }  # fmt: skip
     command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool, "--name", name]
     os.execve(sys.executable, [*command, *limits[pool]], told)

@@ -25,26 +25,48 @@ from flows.home import WORK
 from flows.progress import share, shown
 from flows.study import main
 from methods.core.calibration import Report
-from methods.core.errors import Conflict
+from methods.core.errors import Conflict, Unavailable
 from methods.core.learning import quiet
 
 LOCAL = "127.0.0.1"
 
 
 def train(spec: Spec, seed: int, place: Workplace, report: Report = quiet, processes: int = 1) -> Path:
-    """Train the weights a cell starts from with so many processes, or find them.
+    """Train the weights a cell starts from with so many processes, or find them. Who wants the same meanwhile waits.
 
-    Raises Conflict where they cannot share a batch, and CalledProcessError.
+    Raises Conflict where they cannot share a batch, and Unavailable.
     """
+    cell.require_network(spec)
     if spec.recipe.fit.batch % processes:
         raise Conflict(f"A batch of {spec.recipe.fit.batch} cannot be shared out over {processes} processes.")
-    if processes > 1 and not cell.is_made(spec, "train", place, seed):
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--local-addr={LOCAL}"]
-        launcher = [*torchrun, f"--nproc-per-node={processes}", "-m", "flows.parallel"]
-        asked = [spec.cell.model_dump_json(), "--bed", spec.bed.name, "--seed", str(seed)]
-        where = ["--budget", str(spec.budget), "--work", str(place.root.resolve())]
-        subprocess.run([*launcher, *asked, *where], check=True, env={"GLOO_SOCKET_IFNAME": loopback(), **os.environ})
+    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+        raise Unavailable(
+            f"Each of {processes} processes needs a CUDA device, and torch sees {torch.cuda.device_count()}."
+        )
+    if processes > 1:
+        path, fingerprint = cell.target(spec, "train", place, seed)
+        lock = (
+            place.root / spec.bed.name / cell.MADE / f"{fingerprint}.together.lock"
+        )  # the first process takes another
+        with place.turn(path, lock):
+            if cell.find(path, fingerprint) is None:
+                together(spec, seed, place, processes)
     return cell.train(spec, seed, place, report)
+
+
+def together(spec: Spec, seed: int, place: Workplace, processes: int) -> None:
+    """Start the group and wait for it. Raises Unavailable if it leaves no weights."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--local-addr={LOCAL}"]
+    launcher = [*torchrun, f"--nproc-per-node={processes}", "-m", "flows.parallel"]
+    asked = [spec.cell.model_dump_json(), "--bed", spec.bed.name, "--seed", str(seed)]
+    where = ["--budget", str(spec.budget), "--work", str(place.root.resolve())]
+    told = {"GLOO_SOCKET_IFNAME": loopback(), **os.environ}
+    status = subprocess.run([*launcher, *asked, *where], check=False, env=told).returncode
+    if status and not cell.is_made(spec, "train", place, seed):
+        raise Unavailable(
+            f"{processes} processes did not train {spec.training.name}, seed {seed}, together: torchrun ended with"
+            f" status {status}, and what they said stands above."
+        )
 
 
 def loopback() -> str:

@@ -14,7 +14,7 @@ from types import TracebackType
 
 import catalog
 from catalog import Catalog
-from flows.agenda import Crew, Errand, Item, Row, agenda_of, carry_out, make, page
+from flows.agenda import Crew, Errand, Item, Row, agenda_of, carry_out, fetch_record, make, page
 from flows.ledger import read_floors, read_records, stale
 from flows.progress import Display
 from flows.records import provenance, write_json
@@ -33,7 +33,7 @@ class Here:
     def __init__(self, errand: Errand) -> None:
         self.errand = errand
 
-    def length(self, ready: Sequence[Item]) -> float:
+    def length(self, waiting: float) -> float:
         return 0.0
 
     def submit(self, items: Sequence[Item]) -> Future[list[Row]]:
@@ -50,7 +50,7 @@ class Processes:
         spawn = multiprocessing.get_context("spawn")
         self.executor = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=leave_with_parent)
 
-    def length(self, ready: Sequence[Item]) -> float:
+    def length(self, waiting: float) -> float:
         return 0.0
 
     def submit(self, items: Sequence[Item]) -> Future[list[Row]]:
@@ -113,10 +113,13 @@ def measure(studies: Sequence[Study], errand: Errand, crew: Crew, follow: Follow
     """
     agenda = agenda_of(studies)
     done, whole = 0.0, sum(map(errand.weight, agenda))
+    beds = {this.id: this.subject.bed.name for this in studies}
 
     def note(row: Row, units: float) -> None:
         nonlocal done
         done += units
+        if row["step"] == "record":
+            fetch_record(errand, beds[row["id"]], row["id"])
         follow(done, whole, f"{row['step']} {row['id']}")
 
     for bed in {this.subject.bed.name: this.subject.bed for this in studies}.values():

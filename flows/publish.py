@@ -17,6 +17,7 @@ from prefect.client.schemas.objects import State
 from watchfiles import Change, watch
 
 import catalog
+from flows.artifacts import show_links
 from flows.forms import asks, form
 from flows.home import PUBLIC, QUICK, RESULTS, SETTINGS
 from flows.rendering import SITE, render
@@ -39,7 +40,9 @@ def publish(quick: Quick = False) -> str | State:
     """Render every page from the catalog and the records; returns the address of the first."""
     results, out = (QUICK / "results", QUICK / "public") if quick else (RESULTS, PUBLIC)
     render(catalog.load(again=True), results, out)
-    return (out / "index.html").resolve().as_uri()
+    first = (out / "index.html").resolve().as_uri()
+    show_links([f"site: `{first}`", *([] if quick else [f"where `make up` shows it: {SETTINGS.site_url}"])])
+    return first
 
 
 class Pages(SimpleHTTPRequestHandler):

@@ -5,10 +5,13 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from flows.home import HOME
 
 SCHEMA = 2
 
@@ -28,7 +31,8 @@ class Unwritten(FileProblem):
     """A file could not be written: the disk is full, or not ours. What was there before is as it was."""
 
     def __init__(self, path: Path, error: Exception) -> None:
-        partial(path).unlink(missing_ok=True)
+        with suppress(OSError):
+            partial(path).unlink()
         why = error.strerror if isinstance(error, OSError) else error
         super().__init__(f"{path} could not be written ({why}); what was there before is as it was.")
 
@@ -72,6 +76,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def readable(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None if it is not there, or damaged, which is said where it is needed."""
+    try:
+        return read_json(path) if path.exists() else None
+    except Damaged:
+        return None
+
+
 def provenance() -> dict[str, Any]:
     """Where and with what this process runs: the part of a record that differs between machines."""
     import torch  # a reader of records needs none
@@ -94,12 +106,13 @@ def provenance() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit that is checked out, None outside of a repository."""
+    """The commit that is checked out, None where the project lies in no repository."""
     return _git("rev-parse", "HEAD")
 
 
 def _git(*arguments: str) -> str | None:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    """What git says of the checkout; a worker runs in a folder of its own, outside of any repository."""
+    done = subprocess.run(["git", "-C", str(HOME), *arguments], capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
 
 

@@ -4,8 +4,8 @@
     python -m flows.reproduce --bed mixture                            every record of a bed
 
 DVC runs the stages in a checkout of its own of the commit that is checked out here, with none of the weights, samples
-or records that are there already; only data and the frozen feature network are given. It fails if an exact cost
-differs, a number leaves its interval, or a verdict changes.
+or records that are there already; only data and the frozen feature network are given. It fails if bytes differ
+that should be the same, an exact cost differs, a number leaves its interval, or a verdict changes.
 """
 
 import os

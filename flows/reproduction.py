@@ -66,6 +66,11 @@ class Compared:
         return self.machine == () and not any(each.kind == "code" for each in self.differences)
 
     @property
+    def moved(self) -> bool:
+        """Whether the bytes differ where they should not."""
+        return self.expects_bytes and not self.identical
+
+    @property
     def absent(self) -> bool:
         """Whether the record could not be made again."""
         return any(not each.cell and each.name == "record" for each in self.differences)
@@ -98,7 +103,7 @@ class Reproduction:
     @property
     def failed(self) -> list[str]:
         """The records that were not reproduced."""
-        return [each.id for each in self.records if each.problems]
+        return [each.id for each in self.records if each.problems or each.moved]
 
     @property
     def ok(self) -> bool:
@@ -107,7 +112,7 @@ class Reproduction:
     def __str__(self) -> str:
         same = sum(each.identical for each in self.records)
         held = [each for each in self.records if not each.identical and not each.problems]
-        moved = [each.id for each in held if each.expects_bytes]
+        moved = [each.id for each in held if each.moved]
         parts = [f"{same} of {counted(len(self.records), 'record')} of {self.bed} came out as the same bytes"]
         if held:
             parts.append(f"the numbers of {len(held)} are equal or within their intervals")

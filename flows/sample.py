@@ -8,8 +8,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from flows import cell
-from flows.artifacts import progress
-from flows.forms import Bed, Blocks, Budget, Given, Methods, Request, command_line, form, request, run_name
+from flows.artifacts import links, progress, show_links, show_picture
+from flows.forms import KNOWN, Bed, Blocks, Budget, Given, Methods, Request, command_line, form, request, run_name
+from flows.picture import picture
 from flows.progress import share
 from flows.study import main
 
@@ -30,8 +31,12 @@ def sample(
 ) -> list[str] | State:  # fmt: skip
     """Draw every block of samples: one per sampling seed."""
     asked = request(bed, methods, parameters, budget, blocks)
-    spec = asked.study().subject
-    return [sample_block(asked, seed, block) for seed, block in spec.blocks]
+    this = asked.study()
+    made = [sample_block(asked, seed, block) for seed, block in this.subject.blocks]
+    if this.subject.bed.network is not None:
+        show_picture(picture(this.subject, asked.place), this.id, asked.bed)
+    show_links(links(KNOWN, this.id, asked.bed, asked.records, made))
+    return made
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from catalog import Catalog
 from flows.cell import Workplace, metadata
 from flows.home import HOME, RESULTS, WORK
 from flows.ledger import read_floors, stale
-from flows.records import read_json
+from flows.records import FileProblem, read_json
 from flows.study import trainings
 from methods.core.identity import training_fingerprint
 
@@ -128,11 +128,14 @@ def stages_made(ids: Sequence[str], bed: str) -> list[str]:
 def is_trained(known: Catalog, bed: str, id: str) -> bool:
     """Whether the folder of a training holds the weights of every seed, as code and catalog give them now."""
     spec, place = trainings(known, bed)[id], Workplace(WORK)
-    return all(
-        metadata(place.path(spec, "train", seed)).get("fingerprint")
-        == training_fingerprint(spec.recipe, spec.context(seed))
-        for seed in spec.train_seeds
-    )
+    try:
+        return all(
+            metadata(place.path(spec, "train", seed)).get("fingerprint")
+            == training_fingerprint(spec.recipe, spec.context(seed))
+            for seed in spec.train_seeds
+        )
+    except FileProblem:
+        return False
 
 
 def is_recorded(known: Catalog, bed: str, id: str, needs: Mapping[str, str]) -> bool:
@@ -141,5 +144,8 @@ def is_recorded(known: Catalog, bed: str, id: str, needs: Mapping[str, str]) -> 
     outputs = [path] if known.bed(bed).network is None else [path, path.with_suffix(".png")]
     if not all(each.exists() for each in (*outputs, *(HOME / need for need in needs.values()))):
         return False
-    record: dict[str, Any] = read_json(path)
+    try:
+        record: dict[str, Any] = read_json(path)
+    except FileProblem:
+        return False
     return record["status"] == "ok" and not stale(known, {bed: {id: record}}, read_floors(RESULTS))[bed][id]

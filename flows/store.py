@@ -43,6 +43,7 @@ class Store:
         """The names of the files in a folder, in order."""
         system, root = fsspec.url_to_fs(self.url)
         place = str(PurePosixPath(root) / folder)
+        system.invalidate_cache()  # others have put files there since it was last asked
         if not system.exists(place):
             return []
         names = (PurePosixPath(found).name for found in system.ls(place, detail=False))

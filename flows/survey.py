@@ -9,9 +9,10 @@ python -m flows.survey --model google/ddpm-cifar10-32 --methods dpm_solver_pp_2m
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
+import torch
 from cyclopts import Parameter
 from prefect import flow
 from prefect.artifacts import create_table_artifact
@@ -23,16 +24,18 @@ from catalog import CatalogError
 from catalog.reading import absent
 from flows import forms
 from flows.agenda import Row, fetch_record
-from flows.artifacts import Progress, table_of_verdicts
+from flows.artifacts import Progress, numbers, table_of_verdicts
 from flows.fan_out import Workers, rate, workers
 from flows.forms import KNOWN, Bed, Blocks, Budget, Given, Request, form, parse, request, run_name, settings
 from flows.home import SETTINGS
+from flows.ledger import Record
 from flows.pool import Here, Processes, failures, measure
 from flows.progress import Display
-from flows.records import read_json
+from flows.records import readable
 from flows.rendering import render
 from flows.stages import settle
 from flows.study import BASELINE, FULL, Effort, main, techniques_on
+from methods.core.errors import Unavailable
 
 if TYPE_CHECKING:
     Techniques = list[str]
@@ -73,10 +76,15 @@ def survey(
 
 
 def crew_of(asked: list[Request], pool: str) -> AbstractContextManager[Workers | Processes | Here]:
-    """The workers of the pool where there are any, else processes of this machine."""
+    """The workers of the pool where there are any, else processes of this machine. Raises Unavailable."""
     errand = asked[0].errand
     if workers(pool):
         return Workers(pool, errand, rate(asked[0].study().subject))
+    if pool == "gpu" and not torch.cuda.is_available():
+        raise Unavailable(
+            "No worker of the pool gpu is online, and torch sees no CUDA device here: `make up` on a machine with one"
+            " starts a worker, or choose the pool cpu."
+        )
     return Processes(SETTINGS.jobs, errand) if SETTINGS.jobs > 1 else nullcontext(Here(errand))
 
 
@@ -86,20 +94,31 @@ def close(asked: list[Request], rows: list[Row], *, mirrored: bool) -> list[str]
 
     for one in asked:
         fetch_record(one.errand, one.bed, one.study().id)
-    written = [read_json(one.record) for one in asked if one.record.exists()]
+    records = {one.study().id: readable(one.record) for one in asked}
+    written = [found for found in records.values() if found is not None]
     if not mirrored:
         for each in written:
             mirror(each, asked[0].records, asked[0].place)
     if asked[0].effort == FULL:
         settle([each["id"] for each in written], asked[0].bed)
     render(KNOWN, asked[0].records, asked[0].site)
+    table = [{"technique": each["id"], **row} for each in written for row in subject_and_control(each)]
+    if table:
+        create_table_artifact(table=table, description="The numbers of each, and of what it is held against")
     verdicts = [{"technique": each["id"], **row} for each in written for row in table_of_verdicts(KNOWN, each)]
     if verdicts:
         create_table_artifact(table=verdicts, description="What may be said of each claim")
-    failed = failures(rows)
+    told = {row["id"] for row in rows if row["reason"] and row["step"] == "record"}
+    lost = [f"{id}: its record did not arrive." for id, found in records.items() if found is None and id not in told]
+    failed = failures(rows) + lost
     if failed:
         return Failed(message=f"{len(failed)} of {len(asked)} failed: {'; '.join(failed)}")
     return [str(one.record) for one in asked]
+
+
+def subject_and_control(written: Record) -> list[dict[str, Any]]:
+    """The numbers of a record's two main cells."""
+    return [row for row in numbers(written) if row["cell"] in (written["default"], written["control"])]
 
 
 def requests(asked: Request, areas: list[str]) -> list[Request]:
@@ -107,6 +126,10 @@ def requests(asked: Request, areas: list[str]) -> list[Request]:
     for area in areas:
         if area not in {known.id for known in KNOWN.taxonomy.areas}:
             raise CatalogError(absent("area", area, [known.id for known in KNOWN.taxonomy.areas]))
+    if asked.methods and areas:
+        raise CatalogError(
+            "Choose either techniques, which are composed, or areas, whose techniques are measured one by one."
+        )
     if asked.methods:
         return [asked]
     chosen = [

@@ -13,7 +13,6 @@ A run whose cell is no longer in the record stays, tagged `superseded`.
 
 import logging
 import os
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from rich.console import Console
 from rich.progress import track
 
 from flows.cell import Workplace, find, metadata
-from flows.home import RESULTS, WORK
+from flows.home import RESULTS, WORK, without_password
 from flows.ledger import read_records
 from flows.records import on_the_way, read_json, share_of
 from flows.study import main
@@ -120,11 +119,6 @@ def reason(error: Exception) -> str:
     """What went wrong, in a line: MLflow says at the beginning what it did, and at the end why that failed."""
     text = without_password(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= 2 * SAID else f"{text[:SAID]} ... {text[-SAID:]}"
-
-
-def without_password(text: str) -> str:
-    """The text, its URLs without what stands before an @."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def experiment(record: Record, kind: Kind) -> str:

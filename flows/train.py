@@ -10,8 +10,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from flows import forms, parallel
-from flows.artifacts import progress
-from flows.forms import Bed, Blocks, Budget, Given, Methods, Request, command_line, form, request, run_name
+from flows.artifacts import links, progress, show_links
+from flows.forms import KNOWN, Bed, Blocks, Budget, Given, Methods, Request, command_line, form, request, run_name
 from flows.progress import share
 from flows.study import main
 
@@ -37,7 +37,10 @@ def train(
 ) -> list[str] | State:  # fmt: skip
     """Train a network (with its autoencoder, if it has one) for every training seed of the bed."""
     asked = request(bed, methods, parameters, budget, blocks)
-    return [train_weights(asked, seed, processes) for seed in asked.study().subject.train_seeds]
+    this = asked.study()
+    made = [train_weights(asked, seed, processes) for seed in this.subject.train_seeds]
+    show_links(links(KNOWN, this.id, asked.bed, asked.records, made))
+    return made
 
 
 if __name__ == "__main__":

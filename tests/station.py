@@ -90,13 +90,35 @@ class Station:
         """The runs of a flow, newest first."""
         return self.ask("/flow_runs/filter", sort="EXPECTED_START_TIME_DESC", flows={"name": {"any_": [flow]}})
 
+    def run(self, id: str) -> dict[str, Any]:
+        """A run as it is now."""
+        return self.ask("/flow_runs/filter", flow_runs={"id": {"any_": [id]}})[0]
+
     def wait(self, id: str, limit: float = 400) -> dict[str, Any]:
         """The run when it is over."""
         until = time.monotonic() + limit
-        while (run := self.ask("/flow_runs/filter", flow_runs={"id": {"any_": [id]}})[0])["state_type"] not in OVER:
+        while (run := self.run(id))["state_type"] not in OVER:
             assert time.monotonic() < until, run["state"]
             time.sleep(1)
         return run
+
+    def states(self, id: str) -> list[str]:
+        """The types of all states that a run was in."""
+        answer = httpx.get(f"{self.prefect}/api/flow_run_states/", params={"flow_run_id": id}, timeout=30)
+        return [state["type"] for state in answer.raise_for_status().json()]
+
+    def progressed(self, name: str) -> str:
+        """The id of a batch under way whose name begins so, once it has shown progress."""
+        until = time.monotonic() + 200
+        while time.monotonic() < until:
+            running = [run["id"] for run in self.runs("batch") if run["state_type"] == "RUNNING"
+                       and run["name"].startswith(name)]  # fmt: skip
+            asked = {"flow_run_id": {"any_": running}, "type": {"any_": ["progress"]}}
+            for artifact in self.ask("/artifacts/filter", artifacts=asked) if running else []:
+                if float(artifact["data"]) > 0:
+                    return artifact["flow_run_id"]
+            time.sleep(0.5)
+        raise AssertionError(f"no {name} progressed")
 
     def complete(self, id: str, limit: float = 400) -> None:
         """Wait until the run is over, and ask that it went well."""
@@ -107,16 +129,17 @@ class Station:
         """The process of a batch that is under way now."""
         until = time.monotonic() + 120
         while time.monotonic() < until:
-            running = {run["id"] for run in self.runs("batch") if run["state_type"] == "RUNNING"}
-            found = [
-                process
-                for process in map(psutil.Process, processes(str(self.home)))
-                if process.environ().get("PREFECT__FLOW_RUN_ID") in running
-            ]
+            found = self.carrying_out({run["id"] for run in self.runs("batch") if run["state_type"] == "RUNNING"})
             if found:
-                return min(found, key=lambda process: process.create_time())  # not one that it started in turn
+                return found
             time.sleep(0.5)
         raise AssertionError("no batch began")
+
+    def carrying_out(self, runs: set[str]) -> psutil.Process | None:
+        """The process of one of these runs, not one that it started in turn."""
+        there = map(psutil.Process, processes(str(self.home)))
+        found = [process for process in there if process.environ().get("PREFECT__FLOW_RUN_ID") in runs]
+        return min(found, key=lambda process: process.create_time(), default=None)
 
     def program(self, *words: str) -> list[psutil.Process]:
         """The processes that `up` keeps whose command has these words."""

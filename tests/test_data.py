@@ -75,6 +75,17 @@ def test_missing_files_give_one_sentence_that_says_where(name, empty_place):
     assert str(empty_place) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_the_folder_of_the_checkout_comes_before_that_of_a_run(empty_place, monkeypatch):
+    """A worker starts its runs in folders that are gone afterwards, and downloads with them."""
+    monkeypatch.delenv("ATLAS_DATA")
+    (empty_place / "run").mkdir()
+    monkeypatch.chdir(empty_place / "run")
+    assert files.folders("mnist")[0] == empty_place / "data" / "mnist"
+    published = {"https://example.org/a.gz": "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"}
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(b"content"))
+    assert files.download("mnist", published, "the file").is_relative_to(empty_place / "data")
+
+
 def test_unknown_name_lists_the_known_ones():
     with pytest.raises(MissingData, match=", ".join(sorted(LOADERS))):
         load("minst")

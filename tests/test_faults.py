@@ -9,7 +9,8 @@ import psutil
 import pytest
 from test_store import tiny
 
-from flows import agenda, cell
+import catalog
+from flows import agenda, cell, score, study
 from flows.agenda import Errand, Item
 from flows.cell import Workplace
 from flows.records import Unwritten, partial, read_json, write_json
@@ -33,6 +34,35 @@ def test_a_full_disk_is_one_sentence_and_earlier_records_stand(tmp_path: Path) -
     assert [path.name for path in earlier.parent.iterdir()] == ["floor.json"] and read_json(earlier) == {
         "earlier": True
     }
+
+
+def test_a_disk_that_is_full_for_a_technique_leaves_its_earlier_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beds = catalog.load().beds
+    monkeypatch.setitem(beds, "mixture", beds["mixture"].model_copy(update={"n": 100}))
+    monkeypatch.setattr(score, "EXACT_REFERENCE_STEPS", 32)
+    earlier = tmp_path / "results" / "mixture" / "ddim.json"
+    write_json(earlier, {"earlier": True})
+    no_room(earlier)
+    asked = ["run", "ddim", "--bed", "mixture", "--work", str(tmp_path), "--results", str(tmp_path / "results")]
+    with pytest.raises(SystemExit) as stop:
+        study.main(study.app, asked)
+    assert stop.value.code == 2
+    assert "ddim.json could not be written (No space left on device)" in capsys.readouterr().err.splitlines()[-1]
+    assert read_json(earlier) == {"earlier": True} and [path.name for path in earlier.parent.iterdir()] == ["ddim.json"]
+
+
+@pytest.mark.parametrize("part", ["mkdir", "lock"])
+def test_no_room_for_a_folder_or_a_lock_is_one_sentence(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*((cell.Path, "mkdir") if part == "mkdir" else (cell.FileLock, "acquire")), full)
+    with pytest.raises(Unwritten, match=r"safetensors could not be written \(No space left on device\)"):
+        cell.train(tiny({}), 0, Workplace(tmp_path))
 
 
 def test_weights_that_cannot_be_written_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,10 @@ import pytest
 import torch
 from prefect import Flow
 from prefect.client.orchestration import get_client
-from prefect.states import Crashed
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowFilter, FlowFilterName
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import FailedRun
+from prefect.states import Crashed, Running
 from prefect.utilities.callables import parameter_schema
 
 from catalog import Cell
@@ -31,6 +34,7 @@ from flows import (
     plan,
     pool,
     publish,
+    records,
     reproduce,
     sample,
     score,
@@ -42,10 +46,10 @@ from flows import (
 from flows.agenda import Errand, Item, Row
 from flows.cell import Spec, Workplace, training_set
 from flows.records import Damaged, read_json
-from flows.scale import Resting
+from flows.scale import Resting, pages
 from flows.score import identity
 from flows.study import Effort
-from methods.core.errors import Conflict
+from methods.core.errors import Conflict, Unavailable
 from methods.core.identity import training_fingerprint
 from methods.training.objective.v_prediction import Velocity
 
@@ -150,6 +154,41 @@ def test_damaged_weights_are_named_and_kept(place: Workplace, damage: Callable[[
         with pytest.raises(Damaged, match=path.name):
             step()
     assert path.read_bytes() == damaged
+
+
+def test_one_damaged_file_stops_only_what_needs_it(place: Workplace) -> None:
+    spec, errand = tiny({}), Errand(TINY, place.root, place.root)
+    asked = [agenda.step("train", replace(tiny({}), bed=KNOWN.bed("digits")).training, 0)]
+    asked.append(agenda.step("train", tiny({"v_prediction": {}}).training, 0))
+    path = cell.train(spec, 0, place)
+    path.write_bytes(b"not weights")
+    rows = agenda.carry_out({item: set() for item in asked}, errand, pool.Here(errand), lambda row, units: None)
+    assert [(row["id"], bool(row["reason"])) for row in rows] == [("baseline", True), ("v_prediction", False)]
+    assert f"{path.name} is damaged" in rows[0]["reason"] and path.read_bytes() == b"not weights"
+    assert cell.train(tiny({"v_prediction": {}}), 0, place).exists()
+
+
+@pytest.mark.parametrize("error", [ValueError("a"), AssertionError("b"), OSError(5, "c"), KeyError("d")])
+def test_an_unexpected_error_is_a_reason_with_its_kind_and_the_log_says_where(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cell, "train", fail)
+    row = agenda.make(Item("train", "digits", "baseline", '{"methods": {}}'), Errand(TINY, tmp_path, tmp_path))
+    assert row["reason"] == f"baseline: {type(error).__name__}: {error}"
+    assert "in fail" in caplog.text
+
+
+def test_records_name_the_commit_wherever_they_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker starts its runs in temporary folders."""
+    at_home = reproduce.git("rev-parse", "HEAD")
+    monkeypatch.chdir(tmp_path)
+    assert records.commit() == at_home
+    changed = reproduce.git("status", "--porcelain", "--untracked-files=no", "--", "methods", "flows", "catalog")
+    made = records.provenance()
+    assert (made["commit"], made["dirty"]) == (at_home, bool(changed))
 
 
 def test_damaged_records_are_named(tmp_path: Path) -> None:
@@ -271,6 +310,7 @@ def feature_file(folder: Path) -> Path:
         (["--methods", "deepcache; rm"], "is not a technique"),
         (["--bed", "digitz"], "did you mean digits"),
         (["--areas", "inferense"], "did you mean inference"),
+        (["--methods", "ddim", "--areas", "inference"], "Choose either techniques, which are composed, or areas"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -323,7 +363,7 @@ class Notes:
     def __init__(self, fails: str = "", length: float = 0.0) -> None:
         self.fails, self.batch, self.made = fails, length, list[list[agenda.Item]]()
 
-    def length(self, ready: Sequence[agenda.Item]) -> float:
+    def length(self, waiting: float) -> float:
         return self.batch
 
     def submit(self, items: Sequence[agenda.Item]) -> Future[list[Row]]:
@@ -350,6 +390,33 @@ def test_an_agenda_is_carried_out_in_order_and_past_what_fails(tmp_path: Path, l
         assert all(len(batch) == 1 for batch in crew.made)
     if length == 1e12:
         assert len(crew.made) == 1
+
+
+@pytest.mark.parametrize("length", [0.0, 30.0])
+def test_planning_takes_time_in_proportion(length: float, tmp_path: Path) -> None:
+    """Counted, for a clock depends on what else runs: how often items are weighed and looked for."""
+
+    class Counted(Resting):
+        def weight(self, item: Item) -> float:
+            counts[-1] += 1
+            return super().weight(item)
+
+        def found(self, item: Item) -> Row | None:
+            counts[-1] += 1
+
+    counts: list[int] = []
+    for cells in (50, 100):
+        counts.append(0)
+        agenda.carry_out(pages(cells), Counted(TINY, tmp_path, tmp_path), Notes("", length), lambda row, units: None)
+    assert counts[1] < 2.2 * counts[0]
+
+
+def test_a_batch_takes_what_still_fits_in_order(tmp_path: Path) -> None:
+    asked = [Item("rest", "none", weight, weight) for weight in ("10", "6", "5", "4", "0")]
+    crew = Notes("", 20.0)
+    crew.room = 2
+    agenda.carry_out({item: set() for item in asked}, Resting(TINY, tmp_path, tmp_path), crew, lambda row, units: None)
+    assert [[item.what for item in batch] for batch in crew.made] == [["10", "6", "4", "0"], ["5"]]
 
 
 def test_samples_are_not_drawn_again_for_scores_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,8 +525,11 @@ def test_forms_offer_what_the_catalog_has() -> None:
 
 @pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
 def test_every_field_of_a_form_is_explained(flow: Flow[..., object]) -> None:
-    fields = parameter_schema(flow.fn).model_dump()["properties"]
-    assert fields and all(field.get("description") for field in fields.values())
+    schema = parameter_schema(flow.fn).model_dump()
+    nested = [each["properties"] for each in schema["definitions"].values() if "properties" in each]
+    for fields in (schema["properties"], *nested):
+        assert fields and all(field.get("description") for field in fields.values()), fields
+    assert nested or "parameters" not in schema["properties"]
 
 
 def test_a_batch_shows_how_far_it_is_within_its_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,6 +545,14 @@ def test_a_batch_shows_how_far_it_is_within_its_items(tmp_path: Path, monkeypatc
     assert said == [37.5, 75.0, 87.5, 100.0]
 
 
+def test_a_pool_without_workers_or_device_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a survey on the cores of the worker that only waits for others."""
+    monkeypatch.setattr(survey, "workers", lambda pool: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(Unavailable, match="No worker of the pool gpu is online, and torch sees no CUDA device"):
+        survey.crew_of([forms.Request("digits")], "gpu")
+
+
 def test_parameters_survive_a_form() -> None:
     given = {"deepcache": {"period": 5.0}, "paradigms": {"window": 4.0, "tolerance": 0.3}}
     assert forms.parameters_of(forms.settings(given)) == given
@@ -486,6 +564,29 @@ def prefect_server() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=180):
         yield
+
+
+def left_by(flow: Flow[..., object]) -> list[str]:
+    """The types of the artifacts on the page of a flow's latest run."""
+    with get_client(sync_client=True) as client:
+        named = FlowFilter(name=FlowFilterName(any_=[flow.name]))
+        (run,) = client.read_flow_runs(flow_filter=named, sort=FlowRunSort.START_TIME_DESC, limit=1)
+        of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+        return sorted(str(each.type) for each in client.read_artifacts(artifact_filter=of_run))
+
+
+@pytest.mark.parametrize(
+    ("id", "page"), [("deepcache", "t/deepcache.html"), ("baseline", "index.html"), ("ddim+x", "composition.html")]
+)
+def test_links_lead_to_pages_that_are_there(
+    id: str, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts, "RESULTS", tmp_path)
+    assert artifacts.links(KNOWN, id, "digits", tmp_path, ["a"]) == [
+        "made: `a`",
+        f"page: {home.SETTINGS.site_url}/{page}",
+    ]
+    assert artifacts.links(KNOWN, id, "digits", tmp_path / "quick") == []
 
 
 def test_every_flow_end_to_end(prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -506,6 +607,15 @@ def test_every_flow_end_to_end(prefect_server: None, tmp_path: Path, monkeypatch
     assert within is not None
     runs = {run.data.tags["cell"]: run for run in to.search_runs([within.experiment_id])}
     assert runs.keys() == {"diff_pruning", "baseline"}
+    publish.publish(quick=True)
+    assert {flow.name: left_by(flow) for flow in FLOWS if flow is not reproduce.reproduce} == {
+        "train": ["markdown", "progress"],
+        "compress": ["markdown", "progress"],
+        "sample": ["image", "markdown", "progress", "progress"],
+        "evaluate": ["image", "markdown", "progress", "table", "table"],
+        "survey": ["progress", "table", "table"],
+        "publish": ["markdown"],
+    }
     pruned, value = runs["diff_pruning"].data, written["cells"]["diff_pruning"]["metrics"]["fd"]["mean"]
     assert pruned.tags["technique"] == "diff_pruning" and pruned.metrics["quality/fd"] == pytest.approx(value)
 
@@ -519,6 +629,39 @@ def test_a_survey_that_fails_is_one_sentence_on_the_command_line(
     with pytest.raises(SystemExit) as stop:
         study.main(survey.app, ["--methods", "ddim", "--budget", "0.005", "--blocks", "1"])
     assert stop.value.code == "1 of 1 failed: ddim: the gradient was not finite"
+
+
+@pytest.mark.parametrize("flow", [train.train, compress.compress], ids=lambda flow: flow.name)
+def test_where_nothing_is_trained_a_training_is_answered_by_a_sentence(
+    flow: Flow[..., object], prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forms, "QUICK", tmp_path)
+    with pytest.raises(FailedRun, match="On mixture nothing is trained"):
+        flow(bed="mixture", methods=["ddim"], blocks=1)
+
+
+def test_the_command_line_of_training_shares_it_out_and_that_of_sampling_does_not(
+    prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(forms, "QUICK", tmp_path)
+    asked = ["--budget", "0.005", "--blocks", "1", "--processes", "3"]
+    with pytest.raises(SystemExit, match="A batch of 64 cannot be shared out over 3 processes"):
+        study.main(forms.command_line(train.train, ""), asked)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        study.main(forms.command_line(sample.sample, ""), asked)
+    assert "Unknown option: --processes" in "".join(capsys.readouterr())
+
+
+def test_a_record_that_does_not_arrive_is_a_failure(
+    prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker made it, and its files lie where nobody looks."""
+    monkeypatch.setattr(forms, "QUICK", tmp_path)
+    made = {"step": "record", "id": "ddim", "seconds": 1.0, "reason": None}
+    monkeypatch.setattr(survey, "measure", lambda *given: [made])
+    with pytest.raises(FailedRun, match="1 of 1 failed: ddim: its record did not arrive"):
+        survey.survey(bed="mixture", methods=["ddim"], blocks=1)
 
 
 def test_a_request_that_cannot_be_done_fails_with_its_sentence(prefect_server: None) -> None:
@@ -545,6 +688,34 @@ def test_a_batch_that_crashes_before_it_begins_is_handed_out_again(prefect_serve
     assert [row["reason"] for row in future.result(timeout=1)] == [f"{item}: Its worker was killed."]
 
 
+def test_a_crash_that_the_server_lost_is_tried_again_by_the_survey(
+    prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its automation misses an event where SQLite is locked for a moment."""
+    workers, future = fan_out.Workers("cpu", Errand(study.FULL, tmp_path, tmp_path, ""), 1.0), Future[list[Row]]()
+    with get_client(sync_client=True) as client:
+
+        def seen() -> str:
+            workers.look()
+            state = client.read_flow_run(id).state
+            assert state is not None
+            return str(state.name)
+
+        deployment = client.create_deployment(client.create_flow(fan_out.batch), "cpu")
+        id = client.create_flow_run_from_deployment(deployment).id
+        workers.underway[id] = fan_out.Underway([Item("train", "digits", "baseline")], future)
+        for _ in range(home.TRIES):
+            client.set_flow_run_state(id, Running(), force=True)
+            client.set_flow_run_state(id, Crashed(message="It gave no sign of life."), force=True)
+            monkeypatch.setattr(fan_out, "PATIENCE", 60.0)
+            assert seen() == "Crashed" and not future.done(), "the server is given time"
+            monkeypatch.setattr(fan_out, "PATIENCE", -1.0)
+            assert seen() == "AwaitingRetry" and not future.done()
+        client.set_flow_run_state(id, Running(), force=True)
+        client.set_flow_run_state(id, Crashed(message="It gave no sign of life."), force=True)
+        assert seen() == "Crashed" and future.done()
+
+
 @pytest.mark.parametrize(
     ("cells", "seconds", "workers", "length"),
     [(300, 1, 1, 300), (24, 10, 1, 240), (24, 10, 2, 120), (100, 60, 2, 750), (100, 600, 2, 900), (1, 5, 2, 2.5)],
@@ -554,8 +725,7 @@ def test_batches_are_long_enough_to_begin_and_short_enough_to_share(
 ) -> None:
     monkeypatch.setattr(fan_out, "workers", lambda pool: workers)
     monkeypatch.setattr(home.SETTINGS, "jobs", 1)
-    ready = [Item("rest", "none", f"cell {i}", str(seconds)) for i in range(cells)]
-    assert fan_out.Workers("cpu", Resting(study.FULL, tmp_path, tmp_path), 1.0).length(ready) == length
+    assert fan_out.Workers("cpu", Resting(study.FULL, tmp_path, tmp_path), 1.0).length(cells * seconds) == length
 
 
 def test_what_does_not_run_on_a_bed_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,9 @@
 """Starting, stopping and checking: decisions as plain functions, and once, slowly, the whole thing."""
 
 import os
+import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -46,16 +48,41 @@ def test_supervisord_keeps_every_part(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_worker_of_a_device_runs_one_flow_at_a_time_and_sees_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.delenv("PREFECT_WORKER_QUERY_SECONDS", raising=False)
     monkeypatch.setattr(operate, "require_server", lambda: None)
     monkeypatch.setattr(operate, "cuda_devices", lambda: ["4", "7"])
     monkeypatch.setattr(operate.os, "execve", lambda path, command, told: started.append((command, told)))
     operate.worker(pool="gpu", device=1)
     operate.worker(pool="cpu")
-    (gpu, told), (cpu, none) = started
+    monkeypatch.setenv("PREFECT_WORKER_QUERY_SECONDS", "15")
+    operate.worker(pool="control")
+    (gpu, told), (cpu, none), (_, asked) = started
+    assert [each["PREFECT_WORKER_QUERY_SECONDS"] for each in (told, none, asked)] == ["2", "2", "15"]
     assert gpu[-2:] == ["--limit", "1"] and told["CUDA_VISIBLE_DEVICES"] == "7"
     assert cpu[-2:] == ["--limit", str(operate.SETTINGS.jobs)] and none["CUDA_VISIBLE_DEVICES"] == ""
     with pytest.raises(SystemExit, match="no CUDA device 2 here: torch sees 2"):
         operate.worker(pool="gpu", device=2)
+
+
+def test_what_is_running_names_its_store_and_database_without_passwords(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second `up` that asks for others is answered by the difference."""
+    monkeypatch.setattr(operate, "OPERATE", tmp_path)
+    monkeypatch.setenv("PREFECT_API_URL", operate.SETTINGS.prefect_api)
+    monkeypatch.delenv(operate.DATABASE, raising=False)
+    plain = operate.identity(1)
+    assert plain.endswith("store of its own, database of its own")
+    shared = operate.SETTINGS.model_copy(update={"store": "sftp://me:secret@host/atlas"})
+    monkeypatch.setattr(operate, "SETTINGS", shared)
+    monkeypatch.setenv(operate.DATABASE, "postgresql+asyncpg://user:p%40ss@db:5432/prefect")
+    assert operate.identity(1).endswith("store sftp://host/atlas, database postgresql+asyncpg://db:5432/prefect")
+    assert programs_of(1, monkeypatch), "supervisord takes it as its name"
+    told: Any = SimpleNamespace(getIdentification=lambda: plain)
+    monkeypatch.setattr(operate, "keeper", lambda: told)
+    monkeypatch.setattr(operate, "cuda_devices", lambda: ["0"])
+    with pytest.raises(SystemExit, match=r"other settings \(.*store of its own"):
+        operate.up()
 
 
 def test_a_long_path_gets_a_short_socket(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +155,15 @@ def test_a_pool_without_worker_says_since_when() -> None:
 
 def test_little_space_is_said() -> None:
     assert [doctor.space_finding(free).level for free in (50e9, 2e9, 0.1e9)] == ["ok", "warning", "problem"]
+
+
+def test_without_a_browser_the_check_of_a_change_fails_in_a_sentence(tmp_path: Path) -> None:
+    """Its tests would be left out, and the rest would pass."""
+    for name in ("bash", "dirname"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    asked = [str(tmp_path / "bash"), str(ROOT / ".ci/run")]
+    done = subprocess.run(asked, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "neither chromium nor google-chrome is on the PATH" in done.stderr
 
 
 def test_a_check_that_breaks_is_a_finding() -> None:

@@ -107,7 +107,8 @@ def test_an_exact_cost_that_moves_is_a_problem_and_a_counter_is_not(committed: d
     fresh = deepcopy(committed)
     counter = next(iter(fresh["cells"][SUBJECT]["counters"]))
     fresh["cells"][SUBJECT]["counters"][counter] += 1
-    assert kinds(beside(committed, fresh)) == {("counter", counter)} and whole(beside(committed, fresh)).ok
+    elsewhere = beside(committed, fresh, ("cpu another then, one now",))
+    assert kinds(elsewhere) == {("counter", counter)} and whole(elsewhere).ok
 
 
 def test_what_is_on_one_side_only_is_a_problem(committed: dict[str, Any]) -> None:
@@ -170,13 +171,27 @@ def test_bytes_are_expected_only_from_the_same_kind_of_machine(committed: dict[s
     fd["mean"] = (fd["mean"] + fd["high"]) / 2
     same, other, unknown = (beside(committed, fresh, machine) for machine in ((), ("cpu a then, b now",), None))
     assert same.expects_bytes and not other.expects_bytes and not unknown.expects_bytes
+    assert whole(same).failed == [SUBJECT] and not whole(same).ok and whole(other).ok and whole(unknown).ok
     assert "nothing says why deepcache moved" in str(whole(same)) and "nothing says" not in str(whole(other))
+    assert as_json(whole(same))["ok"] is False
     told = machines(whole(same, replace(other, id="a"), replace(unknown, id="b")))
     assert [text.split(",")[0].split("(")[0].strip() for text in told] == [
         "Made on the same kind of machine with the same versions",
         "Made on another kind of machine",
         "Made on a machine that is not on record",
     ]
+
+
+def test_bytes_that_should_be_the_same_and_are_not_fail_the_command(
+    committed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = deepcopy(committed)
+    counter = next(iter(fresh["cells"][SUBJECT]["counters"]))
+    fresh["cells"][SUBJECT]["counters"][counter] += 1
+    monkeypatch.setattr(reproduce.signal, "signal", lambda *given: None)
+    monkeypatch.setattr(reproduce, "reproduced", lambda *given: whole(beside(committed, fresh)))
+    with pytest.raises(SystemExit, match="nothing says why deepcache moved at all; not reproduced: deepcache"):
+        study.main(reproduce.app, ["--methods", SUBJECT])
 
 
 def test_a_verdict_that_changes_is_named(known: Catalog, results: Path) -> None:
@@ -282,6 +297,10 @@ def test_only_what_is_whole_and_current_is_told_to_dvc(
         path = place.path(spec, "train", seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"w": torch.zeros(1)}, path, {"note": note})
+    whole = path.read_bytes()
+    path.write_bytes(b"not weights")
+    assert stages.stages_made(["ddim"], "digits") == [], "damaged weights are no weights"
+    path.write_bytes(whole)
     monkeypatch.setattr(stages, "HOME", shadow(tmp_path / "home", tmp_path, results))
     asked = ["ddim", made_up.FAILED, made_up.MISSING, made_up.STALE, "ddim+deepcache"]
     assert stages.stages_made(asked, "digits") == ["digits-train@baseline", "digits@ddim"]

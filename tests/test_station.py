@@ -7,10 +7,11 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser
-from station import Station, new_checkout, operated, processes
+from station import OVER, Station, new_checkout, operated, processes
 
 pytestmark = pytest.mark.slow
 
@@ -53,14 +54,15 @@ def test_a_killed_batch_is_tried_again_and_goes_on_from_the_last_finished_step(s
 
 
 def test_a_worker_that_dies_with_its_run_is_replaced(station: Station) -> None:
-    id = station.survey("min_snr_weighting", budget=0.05)
-    batch, workers = station.computing(), station.program("worker", "--pool", "cpu")
-    assert workers
+    id = station.survey("min_snr_weighting", budget=0.3)
+    begun = station.progressed("train min_snr_weighting")
+    batch, workers = station.carrying_out({begun}), station.program("worker", "--pool", "cpu")
+    assert batch is not None and workers
     for process in (batch, *batch.children(recursive=True), *workers):
         process.send_signal(signal.SIGKILL)
     station.complete(id, limit=600)
     tries = [run["run_count"] for run in station.runs("batch") if run["name"].startswith("train min_snr_weighting")]
-    assert tries == [2], "it was marked crashed, and tried again"
+    assert tries == [2] and "CRASHED" in station.states(begun), "it was marked crashed, and tried again"
     assert (station.results / "min_snr_weighting.json").exists()
     keys = station.mirrored()
     assert any("min_snr_weighting" in key for key in keys) and len(keys) == len(set(keys))
@@ -69,17 +71,28 @@ def test_a_worker_that_dies_with_its_run_is_replaced(station: Station) -> None:
 def test_workers_survive_the_server(station: Station) -> None:
     id = station.survey("ddim", budget=0.03)
     station.computing()
-    servers = station.program("server", "start", "prefect")
-    assert servers
+    servers, workers = station.program("server", "start", "prefect"), station.program("worker", "--pool")
+    assert servers and workers
     for process in servers:
         process.send_signal(signal.SIGKILL)
     station.complete(id, limit=600)
+    assert set(station.program("worker", "--pool")) == set(workers), "none was started again"
     assert (station.results / "ddim.json").exists()
 
 
 def test_two_surveys_at_once_count_everything_once(station: Station) -> None:
-    for id in [station.survey("flow_matching"), station.survey("flow_matching")]:
+    before, written = station.files(), dict[Path, set[int]]()
+    both = [station.survey("flow_matching"), station.survey("flow_matching")]
+    until = time.monotonic() + 400
+    while any(station.run(id)["state_type"] not in OVER for id in both):
+        assert time.monotonic() < until
+        for path, when in station.files().items():
+            written.setdefault(path, set()).add(when)
+        time.sleep(0.2)
+    for id in both:
         station.complete(id)
+    made = {path: times - {before.get(path)} for path, times in written.items()}  # others had another budget
+    assert any("flow_matching" in path.parts for path in made) and max(map(len, made.values())) == 1, made
     assert (station.results / "flow_matching.json").exists()
     keys = station.mirrored()
     assert any("flow_matching" in key for key in keys) and len(keys) == len(set(keys))

@@ -2,20 +2,25 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from catalog import Cell
-from flows import agenda, cell
-from flows.agenda import Errand, Item
+from flows import agenda, cell, fan_out, pool
+from flows.agenda import Errand, Item, Row
 from flows.cell import Spec, Workplace
 from flows.forms import KNOWN
 from flows.records import write_json
 from flows.store import Store
-from flows.study import Effort
+from flows.study import Effort, study
 from methods.core import run
+from methods.core.errors import Unavailable
 
 
 def tiny(methods: dict[str, dict[str, float]]) -> Spec:
@@ -54,13 +59,6 @@ def test_a_second_machine_makes_nothing_again(tmp_path: Path, monkeypatch: pytes
 
 
 def test_records_travel_with_what_lies_beside_them(tmp_path: Path) -> None:
-    store = Store(f"file://{tmp_path / 'store'}")
-
-    class There(Errand):
-        @property
-        def place(self) -> Workplace:
-            return Workplace(self.work, store)
-
     first, second = (There(Effort(0.1, 1), tmp_path / name, tmp_path / name / "results") for name in ("one", "two"))
     for name in ("ddim.json", "ddim.cost.json", "ddim_other.json"):
         write_json(first.results / "digits" / name, {"name": name})
@@ -68,6 +66,82 @@ def test_records_travel_with_what_lies_beside_them(tmp_path: Path) -> None:
     agenda.push_record(first, "digits", "ddim_other")
     agenda.fetch_record(second, "digits", "ddim")
     assert sorted(path.name for path in (second.results / "digits").iterdir()) == ["ddim.cost.json", "ddim.json"]
+
+
+class Remembers(LocalFileSystem):
+    """Files whose folders are listed once, as s3fs does it, until it is told to forget."""
+
+    protocol = "remembers"
+    listed: ClassVar[dict[str, list[str]]] = {}
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return path.removeprefix("remembers://")
+
+    def ls(self, path: str, detail: bool = False, **given: Any) -> list[str]:
+        return self.listed.setdefault(path, [str(each) for each in super().ls(path, detail=False, **given)])
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.listed.clear()
+
+
+def test_what_others_put_there_meanwhile_is_listed(tmp_path: Path) -> None:
+    fsspec.register_implementation("remembers", Remembers, clobber=True)
+    store = Store(f"remembers://{tmp_path}")
+    for name in ("a", "b"):
+        (tmp_path / "results").mkdir(exist_ok=True)
+        (tmp_path / "results" / name).write_bytes(b"1")
+        assert name in store.list("results")
+
+
+class There(Errand):
+    """The errand of a machine that shares a store."""
+
+    @property
+    def place(self) -> Workplace:
+        return Workplace(self.work, Store(f"file://{self.work.parent / 'store'}"))
+
+
+def test_a_record_is_fetched_as_it_arrives(tmp_path: Path) -> None:
+    """Not only at the end: the site shows each result when it is there."""
+    here, there = (There(Effort(0.1, 1), tmp_path / name, tmp_path / name / "results") for name in ("one", "two"))
+    seen: list[bool] = []
+
+    class Elsewhere:
+        room = 1
+
+        def length(self, waiting: float) -> float:
+            return 0.0
+
+        def submit(self, items: Sequence[Item]) -> Future[list[Row]]:
+            (item,) = items
+            if item.step == "record":
+                write_json(there.results / item.bed / f"{item.what}.json", {"id": item.what})
+                agenda.push_record(there, item.bed, item.what)
+            future: Future[list[Row]] = Future()
+            future.set_result([{"step": item.step, "id": item.what, "seconds": 1.0, "reason": None}])
+            return future
+
+    def follow(done: float, whole: float, text: str) -> None:
+        if text.startswith("record"):
+            seen.append((here.results / "mixture" / f"{text.removeprefix('record ')}.json").exists())
+
+    pool.measure([study(KNOWN, "mixture", id, here.spend) for id in ("baseline", "ddim")], here, Elsewhere(), follow)
+    assert seen == [True, True]
+
+
+def test_a_worker_with_another_store_refuses_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its records would lie where nobody looks."""
+    monkeypatch.setattr(fan_out.SETTINGS, "store", None)
+    fan_out.require_same_store("")
+    with pytest.raises(
+        Unavailable, match=r"through s3://bucket/atlas, and this worker within its own machine: .*ATLAS_STORE"
+    ):
+        fan_out.require_same_store("s3://bucket/atlas")
+    monkeypatch.setattr(fan_out.SETTINGS, "store", "sftp://me:secret@host/atlas")
+    fan_out.require_same_store("sftp://host/atlas")
+    with pytest.raises(Unavailable, match="within its own machine, and this worker through sftp://host/atlas"):
+        fan_out.require_same_store("")
 
 
 WANTS = """

@@ -16,8 +16,8 @@ TIMEOUT_S = 30
 
 
 def folders(name: str) -> list[Path]:
-    """The folders that may hold data set `name`, in the order they are tried."""
-    roots = [Path("data"), CHECKOUT / "data"]
+    """The folders that may hold data set `name`, in the order they are tried: a run's own may be a passing one."""
+    roots = [CHECKOUT / "data", Path("data")]
     if "ATLAS_DATA" in os.environ:
         roots.insert(0, Path(os.environ["ATLAS_DATA"]))
     return [root / name for root in roots]

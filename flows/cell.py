@@ -8,7 +8,7 @@ Nothing here knows Prefect, DVC or MLflow.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -77,9 +77,12 @@ class Spec:
 
     def methods(self) -> list[Method]:
         """The cell's techniques as named edits."""
+        return self.edits(self.cell.methods)
+
+    def edits(self, methods: Mapping[str, dict[str, Any]]) -> list[Method]:
+        """Techniques, with their parameters, as named edits."""
         return [
-            replace(self.catalog.technique(id).call(params, self.bed.name), name=id)
-            for id, params in self.cell.methods.items()
+            replace(self.catalog.technique(id).call(params, self.bed.name), name=id) for id, params in methods.items()
         ]
 
     @cached_property
@@ -141,7 +144,7 @@ def base_recipe(spec: Spec) -> Recipe:
         Fit(**fit.model_dump()).scaled(spec.budget),
         spec.catalog.baseline.steps,
     )
-    return compose(plain, *(spec.catalog.technique(id).call({}, spec.bed.name) for id in spec.bed.stands_on))
+    return compose(plain, *spec.edits({id: {} for id in spec.bed.stands_on}))
 
 
 def require_exact(recipe: Recipe, spec: Spec) -> None:

@@ -45,10 +45,8 @@ def train(spec: Spec, seed: int, place: Workplace, report: Report = quiet, proce
         )
     if processes > 1:
         path, fingerprint = cell.target(spec, "train", place, seed)
-        lock = (
-            place.root / spec.bed.name / cell.MADE / f"{fingerprint}.together.lock"
-        )  # the first process takes another
-        with place.turn(path, lock):
+        locks = place.root / spec.bed.name / cell.MADE  # the first process of the group takes another there
+        with place.turn(path, locks / f"{fingerprint}.together.lock"):
             if cell.find(path, fingerprint) is None:
                 together(spec, seed, place, processes)
     return cell.train(spec, seed, place, report)

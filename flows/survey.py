@@ -7,6 +7,7 @@ python -m flows.survey --model google/ddpm-cifar10-32 --methods dpm_solver_pp_2m
 """
 
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +25,7 @@ from catalog import CatalogError
 from catalog.reading import absent
 from flows import forms
 from flows.agenda import Row, fetch_record
-from flows.artifacts import Progress, numbers, table_of_verdicts
+from flows.artifacts import Progress, numbers, page_of, show_links, table_of_verdicts
 from flows.fan_out import Workers, rate, workers
 from flows.forms import KNOWN, Bed, Blocks, Budget, Given, Request, form, parse, request, run_name, settings
 from flows.home import SETTINGS
@@ -108,12 +109,21 @@ def close(asked: list[Request], rows: list[Row], *, mirrored: bool) -> list[str]
     verdicts = [{"technique": each["id"], **row} for each in written for row in table_of_verdicts(KNOWN, each)]
     if verdicts:
         create_table_artifact(table=verdicts, description="What may be said of each claim")
+    if written:
+        show_links(where_to_read(asked[0], written))
     told = {row["id"] for row in rows if row["reason"] and row["step"] == "record"}
     lost = [f"{id}: its record did not arrive." for id, found in records.items() if found is None and id not in told]
     failed = failures(rows) + lost
     if failed:
         return Failed(message=f"{len(failed)} of {len(asked)} failed: {'; '.join(failed)}")
     return [str(one.record) for one in asked]
+
+
+def where_to_read(asked: Request, written: Sequence[Record]) -> list[str]:
+    """The page of every record; of a quick look, the first page of its own site."""
+    if asked.effort != FULL:
+        return [f"site: `{(asked.site / 'index.html').resolve().as_uri()}`"]
+    return [f"{each['id']}: {SETTINGS.site_url}/{page_of(KNOWN, each['id'])}" for each in written]
 
 
 def subject_and_control(written: Record) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowFilter, FlowFilterName
@@ -438,6 +439,14 @@ def test_a_bed_s_baseline_has_what_the_bed_stands_on() -> None:
     assert named.training.name == "baseline"
 
 
+def test_dvc_knows_what_a_bed_s_baseline_stands_on() -> None:
+    stages = yaml.safe_load((home.HOME / "dvc.yaml").read_text())["stages"]
+    for bed in plan.BEDS:
+        modules = {plan.files(KNOWN, id)["module"] for id in KNOWN.bed(bed).stands_on}
+        for stage in (f"{bed}-train", bed) if modules else ():
+            assert modules <= {*stages[stage]["do"]["deps"]}, stage
+
+
 def test_a_page_is_finished_before_the_next_is_begun(tmp_path: Path) -> None:
     ids = ("baseline", "v_prediction", "deepcache")
     whole, crew = agenda.agenda_of([study.study(KNOWN, "digits", id) for id in ids]), Notes()
@@ -613,7 +622,7 @@ def test_every_flow_end_to_end(prefect_server: None, tmp_path: Path, monkeypatch
         "compress": ["markdown", "progress"],
         "sample": ["image", "markdown", "progress", "progress"],
         "evaluate": ["image", "markdown", "progress", "table", "table"],
-        "survey": ["progress", "table", "table"],
+        "survey": ["markdown", "progress", "table", "table"],
         "publish": ["markdown"],
     }
     pruned, value = runs["diff_pruning"].data, written["cells"]["diff_pruning"]["metrics"]["fd"]["mean"]

@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 from catalog import Bed
 from flows.rendering.charts import View
-from flows.rendering.comparison import Difference, metrics
+from flows.rendering.comparison import along_curve, metrics
 from flows.rendering.measured import BASELINE, COST, Measured, Picture
-from flows.rendering.numbers import Number, Record, cost, difference, excess, quality, within
+from flows.rendering.numbers import Number, Record, cost, excess, quality, within
 from flows.rendering.quantities import COSTS, counted, main_metric
 from flows.rendering.weak import weak
 from methods.measure.resolution import between_samplers, between_trainings
@@ -144,16 +143,11 @@ def floor(measured: Measured, bed: Bed) -> Floor | None:
 
 def resolve(measured: Measured, bed: Bed, record: Record, key: str, curve: list[str], path: str) -> Resolution:
     """What the bed can tell apart by one metric."""
-    default, steps = record["default"], {name: cell["steps"] for name, cell in record["cells"].items()}
+    default, gaps = record["default"], along_curve(record, curve, key, path)
     found = quality(record, default, key, path)
-    points = [cell for cell in curve if key in record["cells"][cell]["metrics"]]
-    gaps = [
-        ((steps[a], steps[b]), Difference(key, gap))
-        for a, b in pairwise(points)
-        if (gap := difference(record, a, b, key, path))
-    ]
     assert found is not None
-    values = [record["cells"][cell]["metrics"][key]["values"] for cell in points]
+    metric = [record["cells"][cell]["metrics"].get(key) for cell in curve]
+    values = [each["values"] for each in metric if each]
     samplers = trainings = None
     if len(values) > 1 and found.n > 1 and (size := between_samplers(values)) > 0:
         samplers = found.but(size, -math.inf, math.inf, cell=f"the median of {len(gaps)} neighbouring pairs")

@@ -1,6 +1,8 @@
 """A technique beside what it is held against: paired differences, and what they let one say."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from flows.rendering.charts import Mark
@@ -35,6 +37,14 @@ class Difference:
     def mark(self) -> Mark:
         """How a chart shows it."""
         return "better" if self.word == "better" else "worse" if self.word == "worse" else "same"
+
+
+def along_curve(record: Record, curve: Sequence[str], key: str, path: str) -> list[tuple[tuple[int, int], Difference]]:
+    """How neighbouring cells of a curve differ by a metric: the steps of both, and the first minus the second."""
+    steps = {name: record["cells"][name]["steps"] for name in curve}
+    points = [name for name in curve if key in record["cells"][name]["metrics"]]
+    gaps = [((steps[a], steps[b]), difference(record, a, b, key, path)) for a, b in pairwise(points)]
+    return [(pair, Difference(key, gap)) for pair, gap in gaps if gap]
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,9 @@
 """Beds on which the baseline is too poor for its quality to say much of a technique, and the words for it."""
 
-from itertools import pairwise
-
 from catalog import Bed
-from flows.rendering.comparison import Difference
+from flows.rendering.comparison import along_curve
 from flows.rendering.measured import BASELINE, COST, Measured
-from flows.rendering.numbers import difference, percent
+from flows.rendering.numbers import percent
 from flows.rendering.quantities import METRICS, main_metric, title
 
 FIDELITY = "fidelity"
@@ -48,13 +46,8 @@ def backward(measured: Measured, bed: Bed, key: str) -> str | None:
     record = measured.record(bed.name, BASELINE)
     if record is None or METRICS[key].better is None:
         return None
-    plain = [name for name, cell in record["cells"].items() if not cell["methods"] and key in cell["metrics"]]
-    curve = sorted(plain, key=lambda name: record["cells"][name]["cost"][COST])
-    worse = [
-        f"{record['cells'][a]['steps']} to {record['cells'][b]['steps']}"
-        for a, b in pairwise(curve)
-        if (gap := difference(record, a, b, key, "")) and Difference(key, gap).word == "better"
-    ]
+    curve = sorted(record["cells"], key=lambda name: record["cells"][name]["cost"][COST])
+    worse = [f"{a} to {b}" for (a, b), gap in along_curve(record, curve, key, "") if gap.word == "better"]
     if not worse:
         return None
     return (

@@ -268,6 +268,26 @@ def metadata(path: Path) -> dict[str, Any]:
         raise Damaged(path, "make it again") from error
 
 
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """What names the bytes of tensors: a file whose header is sound can still have lost a bit of what it holds."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def whole(path: Path) -> Path:
+    """The file, read through: raises Damaged where its tensors are not those that were written."""
+    noted = metadata(path).get("digest")
+    if noted is not None:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        if digest(tensors) != noted:
+            raise Damaged(path, "make it again")
+    return path
+
+
 def find(path: Path, fingerprint: str) -> Path | None:
     """The file with this fingerprint: at `path`, or where the same was made under another name."""
     bed = path.parents[2]
@@ -355,7 +375,7 @@ def compress(spec: Spec, seed: int, place: Workplace, report: Report = quiet) ->
 
     def make() -> None:
         bed, started = spec.bed, time.perf_counter()
-        base = models.load(spec.training.recipe, trained, bed.shape, bed.classes, shipped=False)
+        base = models.load(spec.training.recipe, whole(trained), bed.shape, bed.classes, shipped=False)
         model = models.build(recipe, bed.shape, bed.classes, seed)
         model.net, model.codec, model.history = base.net, base.codec, base.history
         curve = Curve(report)
@@ -371,9 +391,9 @@ def compress(spec: Spec, seed: int, place: Workplace, report: Report = quiet) ->
 def write_model(
     model: models.Model, path: Path, note: dict[str, Any], shapes: dict[str, list[int]] | None = None
 ) -> None:
-    """Write weights whole or not at all. Raises Unwritten."""
+    """Write weights whole or not at all, with a digest of them in the note. Raises Unwritten."""
     try:
-        models.save(model, path, note, shapes)
+        models.save(model, path, {**note, "digest": digest(models.flatten(model))}, shapes)
     except (OSError, SafetensorError) as error:
         raise Unwritten(path, error) from error
 
@@ -394,7 +414,7 @@ def deployed(spec: Spec, seed: int, place: Workplace, report: Report = quiet) ->
         return run.deploy_exact(spec.recipe, exact, mixture.sample(spec.bed.n, torch.Generator().manual_seed(seed)))
     path = compress(spec, seed, place, report)
     shipped = path.parents[1].name == "ship"
-    model = models.load(spec.recipe, path, spec.bed.shape, spec.bed.classes, shipped=shipped)
+    model = models.load(spec.recipe, whole(path), spec.bed.shape, spec.bed.classes, shipped=shipped)
     return run.deploy(spec.recipe, model)
 
 
@@ -420,8 +440,7 @@ def sample(spec: Spec, seed: int, block: int, place: Workplace, report: Report =
             "fingerprint": fingerprint, "counters": counters, "evaluations": ready.network.rows / spec.bed.n,
             "sequential": ready.network.calls / len(drawn),
         }  # fmt: skip
-        shown = {"samples": samples.clamp(-1, 1) if samples.ndim == 4 else samples}
-        write_bytes(path, save(shown, {"note": json.dumps(note, sort_keys=True)}))
+        write_samples(samples.clamp(-1, 1) if samples.ndim == 4 else samples, path, note)
         took(path, time.perf_counter() - started)
 
     return place.made(path, fingerprint, make, find)
@@ -448,9 +467,15 @@ def wanted_images(spec: Spec, labels: Tensor) -> Tensor | None:
     return loaded.held_out[rows]
 
 
+def write_samples(samples: Tensor, path: Path, note: dict[str, Any]) -> None:
+    """Write a block whole or not at all, with a digest of it in the note. Raises Unwritten."""
+    tensors = {"samples": samples}
+    write_bytes(path, save(tensors, {"note": json.dumps({**note, "digest": digest(tensors)}, sort_keys=True)}))
+
+
 def read_samples(path: Path) -> Tensor:
-    """The samples of a block."""
-    with safe_open(path, "pt") as file:
+    """The samples of a block. Raises Damaged."""
+    with safe_open(whole(path), "pt") as file:
         return file.get_tensor("samples")
 
 

@@ -4,7 +4,6 @@ A checkpoint comes without training data, so a technique is judged by paired fid
 proof that it fired; what would need data is refused in a sentence. Records have the form of all others, and lie apart.
 """
 
-import json
 import os
 import re
 import time
@@ -17,12 +16,11 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from catalog import Bed, Catalog, Cell, Seeds, cell_name
 from catalog.models import Network
-from flows.cell import BLOCK, Spec, Workplace, find, metadata, read_samples, seconds, took
+from flows.cell import BLOCK, Spec, Workplace, find, metadata, read_samples, seconds, took, write_samples
 from flows.forms import KNOWN
 from flows.home import PUBLIC, RESULTS, WORK
 from flows.picture import png
@@ -131,7 +129,7 @@ def sample(ready: Ready, block: int, place: Workplace, report: Report = quiet) -
             "fingerprint": fingerprint, "counters": counters, "evaluations": (deployed.network.rows - rows) / bed.n,
             "sequential": (deployed.network.calls - calls) / len(drawn),
         }  # fmt: skip
-        write_bytes(path, save({"samples": torch.cat(drawn)}, {"note": json.dumps(note, sort_keys=True)}))
+        write_samples(torch.cat(drawn), path, note)
         took(path, time.perf_counter() - started)
 
     return place.made(path, fingerprint, make, find)

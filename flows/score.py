@@ -12,9 +12,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from safetensors import safe_open
-from torch import Tensor
-
 from catalog import Bed, Cell
 from flows.cell import (
     Spec,
@@ -24,6 +21,7 @@ from flows.cell import (
     deployed,
     images,
     metadata,
+    read_samples,
     sample,
     source,
     train,
@@ -158,12 +156,6 @@ def score(spec: Spec, seed: int, block: int, path: Path, place: Workplace, repor
     if isinstance(ruler, MixtureReference):
         return ruler.score(samples, labels, same_noise)
     return ruler.score(samples, labels, same_noise, wanted_images(spec, labels))
-
-
-def read_samples(path: Path) -> Tensor:
-    """The samples of a block."""
-    with safe_open(path, "pt") as file:
-        return file.get_tensor("samples")
 
 
 def reference_steps(spec: Spec) -> int:

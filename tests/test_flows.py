@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -155,6 +156,28 @@ def test_damaged_weights_are_named_and_kept(place: Workplace, damage: Callable[[
         with pytest.raises(Damaged, match=path.name):
             step()
     assert path.read_bytes() == damaged
+
+
+def flip_last_bit(path: Path) -> None:
+    """Leave a file that is as long as before and whose header says what it said."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("methods", [{}, {"low_rank_svd": {}}], ids=["sampled", "compressed"])
+def test_weights_that_lost_one_bit_are_not_used(methods: dict[str, Any], place: Workplace) -> None:
+    flip_last_bit(cell.train(tiny({}), 0, place))
+    with pytest.raises(Damaged):
+        cell.sample(tiny(methods), 0, 0, place)
+
+
+def test_samples_that_lost_one_bit_are_not_scored(place: Workplace) -> None:
+    path = cell.sample(tiny({}), 0, 0, place)
+    cell.read_samples(path)
+    flip_last_bit(path)
+    with pytest.raises(Damaged, match=path.name):
+        cell.read_samples(path)
 
 
 def test_one_damaged_file_stops_only_what_needs_it(place: Workplace) -> None:

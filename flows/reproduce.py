@@ -30,9 +30,9 @@ from rich.console import Console
 import catalog
 from catalog import CatalogError
 from flows import forms
-from flows.artifacts import Progress
+from flows.artifacts import Progress, page_of, show_links
 from flows.forms import KNOWN, Bed, form
-from flows.home import HOME, WORK
+from flows.home import HOME, SETTINGS, WORK
 from flows.ledger import judge_records, read_records
 from flows.records import provenance, read_json, write_json
 from flows.reproduction import (
@@ -92,6 +92,10 @@ class Room:
     def log(self) -> Path:
         return self.folder / "dvc.log"
 
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.json"
+
     def env(self) -> dict[str, str]:
         """This environment for the other checkout: its code and work folder, the data of here, no shared store."""
         own = {"PYTHONPATH": self.checkout, "ATLAS_HOME": self.checkout, "DVC_SITE_CACHE_DIR": self.folder / "dvc"}
@@ -109,7 +113,7 @@ def reproduced(bed: str, methods: Sequence[str], note: Note, say: Callable[[str]
         if git("status", "--porcelain", "--untracked-files=no"):
             say(f"Changes that are not committed take no part: this is {room.commit[:12]}.")
         found = compared(room, bed, rebuild(room, bed, ids, note))
-        write_json(room.folder / "report.json", as_json(found))
+        write_json(room.report, as_json(found))
     return found
 
 
@@ -214,7 +218,15 @@ def reproduce(bed: Bed = "digits", methods: Techniques = []) -> str | State:
     progress(1.0)
     create_table_artifact(rows(found), description=f"{found.bed}, made again from {found.commit[:12]}")
     create_markdown_artifact(as_markdown(found), description="What came out")
+    show_links(where_to_read(found))
     return str(found) if found.ok else Failed(message=str(found))
+
+
+def where_to_read(found: Reproduction) -> list[str]:
+    """The report as JSON, what the stages said, and the page of every record that was made again."""
+    room = Room(found.commit)
+    pages = (f"{each.id}: {SETTINGS.site_url}/{page_of(KNOWN, each.id)}" for each in found.records)
+    return [f"report: `{room.report}`", f"log of the stages: `{room.log}`", *pages]
 
 
 app = cyclopts.App(name="python -m flows.reproduce", help=__doc__, help_format="plaintext")

@@ -13,6 +13,7 @@ from typing import Any
 import made_up
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 import catalog
@@ -329,20 +330,11 @@ def ask(*command: str, folder: Path) -> str:
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A clone with a small bed, whose results were made without DVC and committed."""
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The project as committed, in a folder of its own."""
     home = tmp_path / "home"
     ask("git", "clone", "--quiet", str(HOME), str(home), folder=tmp_path)
     (home / ".venv").symlink_to(sys.prefix)
-    bed = home / "catalog" / "beds" / "mixture.yaml"
-    bed.write_text(bed.read_text().replace("n: 2000", "n: 100").replace("batch: 2000", "batch: 100"))
-    for path in (home / "results" / "mixture").iterdir():
-        path.unlink()
-    ask(sys.executable, "-m", "flows.study", "floor", "--bed", "mixture", folder=home)
-    for id in ("baseline", "ddim"):
-        ask(sys.executable, "-m", "flows.study", "run", id, "--bed", "mixture", folder=home)
-    author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-    ask("git", *author, "commit", "--quiet", "--no-verify", "--all", "--message=small", folder=home)
     for module in (reproduce, stages):
         monkeypatch.setattr(module, "HOME", home)
         monkeypatch.setattr(module, "WORK", home / "work")
@@ -350,6 +342,45 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     load = catalog.load
     monkeypatch.setattr(catalog, "load", lambda root=None: load(root or home / "catalog"))
     return home
+
+
+def shrink(home: Path, bed: str, **smaller: Any) -> None:
+    """Make a bed small, and forget what was measured on it."""
+    path = home / "catalog" / "beds" / f"{bed}.yaml"
+    given = yaml.safe_load(path.read_text())
+    for key, value in smaller.items():
+        given[key] = {**given[key], **value} if isinstance(value, dict) else value
+    path.write_text(yaml.safe_dump(given))
+    for path in (home / "results" / bed).iterdir():
+        if path.name != "features.safetensors":
+            path.unlink()
+
+
+@pytest.fixture
+def small(clone: Path) -> Path:
+    """A clone with a small bed, whose results were made without DVC and committed."""
+    shrink(clone, "mixture", n=100, batch=100)
+    ask(sys.executable, "-m", "flows.study", "floor", "--bed", "mixture", folder=clone)
+    for id in ("baseline", "ddim"):
+        ask(sys.executable, "-m", "flows.study", "run", id, "--bed", "mixture", folder=clone)
+    author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    ask("git", *author, "commit", "--quiet", "--no-verify", "--all", "--message=small", folder=clone)
+    return clone
+
+
+@pytest.mark.slow
+def test_dvc_takes_note_of_the_trainings_of_a_survey(clone: Path) -> None:
+    """Two records and the weights that they share, made by two processes and without DVC."""
+    shrink(clone, "digits", n=60, seeds={"train": [0, 1], "sample": [0, 1]}, fit={"iterations": 12, "warmup": 2})
+    ask(sys.executable, "-m", "flows.study", "floor", "--bed", "digits", folder=clone)
+    survey = ["-m", "flows.study", "all", "--bed", "digits", "--jobs", "2", "--methods", "baseline", "ddim"]
+    ask(sys.executable, *survey, folder=clone)
+    made = stages.settle(["baseline", "ddim"], "digits")
+    assert made == ["digits-train@baseline", "digits@baseline", "digits@ddim"]
+    assert "up to date" in ask(sys.executable, "-m", "dvc", "status", *made, folder=clone)
+    for path in (clone / "work" / "digits" / "train" / "baseline").glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert "modified" in ask(sys.executable, "-m", "dvc", "status", *made, folder=clone), "DVC reads the weights"
 
 
 @pytest.mark.slow

@@ -88,7 +88,8 @@ def test_a_difference_is_named_only_where_its_interval_excludes_zero(
 ) -> None:
     middle = (low + high) / 2 if math.isfinite(low) else -3.0
     number = Number(middle, low, high, 5, 1437, UNITS[key], "digits", "a − b", "data/digits/a.json")
-    assert Difference(key, number).word == word
+    assert Difference(key, number, scale=10.0).word == word
+    assert Difference(key, number, scale=1e6).word == "not told apart", "it is less than rounding leaves"
 
 
 @pytest.mark.parametrize(("bed", "id", "key"), [("digits", "edm_heun", "fd"), ("mixture", "ddim", "w2")])

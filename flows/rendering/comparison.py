@@ -13,6 +13,8 @@ Word = Literal["better", "worse", "higher", "lower", "not told apart"]
 AXES = ("evaluations", "macs")
 """The costs at which a control is measured once more."""
 AXIS_WORDS = {"evaluations": "evaluations", "macs": "MACs"}
+ROUNDING = 1e-4
+"""A difference of a smaller share of either side is one of rounding: another order of the same sums leaves as much."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,16 @@ class Difference:
 
     key: str
     number: Number
+    scale: float
+    """The larger of the two sides."""
 
     @property
     def word(self) -> Word:
-        """Better or worse only where the interval excludes zero; higher or lower where neither is better."""
+        """Better or worse only where the interval excludes zero and the difference is more than rounding."""
         low, high, better = self.number.low, self.number.high, METRICS[self.key].better
         if not self.number.bounded or low is None or high is None or low <= 0 <= high:
+            return "not told apart"
+        if abs(self.number.value) < ROUNDING * self.scale:
             return "not told apart"
         found = "lower" if high < 0 else "higher"
         if better is None:
@@ -39,12 +45,21 @@ class Difference:
         return "better" if self.word == "better" else "worse" if self.word == "worse" else "same"
 
 
+def compare(record: Record, cell: str, other: str | None, key: str, path: str) -> Difference | None:
+    """How a cell differs from another by a metric; None where either lacks it, or where they are one."""
+    gap, sides = (
+        difference(record, cell, other, key, path),
+        [quality(record, each, key, path) for each in (cell, other)],
+    )
+    return Difference(key, gap, max(abs(side.value) for side in sides if side)) if gap else None
+
+
 def along_curve(record: Record, curve: Sequence[str], key: str, path: str) -> list[tuple[tuple[int, int], Difference]]:
     """How neighbouring cells of a curve differ by a metric: the steps of both, and the first minus the second."""
     steps = {name: record["cells"][name]["steps"] for name in curve}
     points = [name for name in curve if key in record["cells"][name]["metrics"]]
-    gaps = [((steps[a], steps[b]), difference(record, a, b, key, path)) for a, b in pairwise(points)]
-    return [(pair, Difference(key, gap)) for pair, gap in gaps if gap]
+    gaps = [((steps[a], steps[b]), compare(record, a, b, key, path)) for a, b in pairwise(points)]
+    return [(pair, gap) for pair, gap in gaps if gap]
 
 
 @dataclass(frozen=True)
@@ -97,8 +112,7 @@ def against(record: Record, key: str, path: str, beside: tuple[str, ...] = ("fid
 
 def at_equal(record: Record, axis: str, key: str, path: str) -> Difference | None:
     """The subject minus its control at equal cost, the control itself included; None where nobody could measure it."""
-    found = difference(record, record["default"], record[f"equal_{axis}"]["cell"], key, path)
-    return Difference(key, found) if found else None
+    return compare(record, record["default"], record[f"equal_{axis}"]["cell"], key, path)
 
 
 def _at_equal(record: Record, axis: str, keys: tuple[str, ...], path: str, taken: dict[str | None, str]) -> Opponent:
@@ -116,14 +130,14 @@ def _at_equal(record: Record, axis: str, keys: tuple[str, ...], path: str, taken
 
 
 def _opponent(record: Record, role: str, cell: str, keys: tuple[str, ...], path: str) -> Opponent:
-    gaps = {key: difference(record, record["default"], cell, key, path) for key in keys}
+    gaps = {key: compare(record, record["default"], cell, key, path) for key in keys}
     return Opponent(
         role,
         cell,
         None,
         {axis: cost(record, cell, axis, path) for axis in AXES},
         {key: quality(record, cell, key, path) for key in keys},
-        {key: Difference(key, gap) for key, gap in gaps.items() if gap},
+        {key: gap for key, gap in gaps.items() if gap},
         None,
     )
 
@@ -133,11 +147,11 @@ def scores(record: Record, path: str, ignored: tuple[str, ...] = ()) -> list[Sco
     subject, control = record["default"], record["control"]
     found = []
     for key in [key for key in metrics(record) if key not in ignored]:
-        gap = difference(record, subject, control, key, path)
+        gap = compare(record, subject, control, key, path)
         pair = quality(record, subject, key, path), quality(record, control, key, path)
         if any(pair):
             errors = tuple(within(record, cell, key, path) for cell in (subject, control))
-            found.append(Score(key, *pair, Difference(key, gap) if gap else None, (errors[0], errors[1])))
+            found.append(Score(key, *pair, gap, (errors[0], errors[1])))
     return found
 
 

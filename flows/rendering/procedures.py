@@ -8,6 +8,7 @@ from catalog import ON_THE_WAY
 from flows.cell import BLOCK
 from flows.gradients import STEPS
 from flows.ledger import FALSE_DISCOVERIES
+from flows.rendering.comparison import ROUNDING
 from flows.rendering.composition import WHOLE
 from flows.rendering.frontier import LEVEL
 from flows.rendering.numbers import percent
@@ -66,10 +67,11 @@ INTERVALS = {
     ),
     "words": Procedure(
         "Better, worse, not told apart",
-        "Better or worse is said only where the 95 % interval of the paired difference lies on one side of zero; else "
-        "the two are not told apart, which is no evidence that they are equal. These words in tables are read one by "
-        "one: of many true zeros about one in twenty gets a word by chance. Verdicts on claims are corrected for "
-        "their number, words in tables are not.",
+        "Better or worse is said only where the 95 % interval of the paired difference lies on one side of zero, and "
+        f"where the difference is at least {percent(ROUNDING)} of the larger side: less is what another order of the "
+        "same sums leaves. Else the two are not told apart, which is no evidence that they are equal. These words in "
+        "tables are read one by one: of many true zeros about one in twenty gets a word by chance. Verdicts on claims "
+        "are corrected for their number, words in tables are not.",
         None,
         "this survey",
         "flows/rendering/comparison.py",

@@ -11,11 +11,11 @@ from flows.rendering import claims, costs
 from flows.rendering.beds import Row, rows
 from flows.rendering.charts import Datum, View
 from flows.rendering.claims import ClaimView, Counts, Withdrawn
-from flows.rendering.comparison import Difference, Opponent, Score, against, at_equal, metrics, scores
+from flows.rendering.comparison import Difference, Opponent, Score, against, at_equal, compare, metrics, scores
 from flows.rendering.costs import PaysBack, Provenance, Spending
 from flows.rendering.equations import equations
 from flows.rendering.measured import ADAPTATION, BASELINE, COST, Measured, Picture, datum, shares_flow
-from flows.rendering.numbers import Number, Record, difference, excess, quality
+from flows.rendering.numbers import Number, Record, excess, quality
 from flows.rendering.quantities import counted, main_metric
 from flows.rendering.training import Along, along
 from flows.rendering.weak import weak
@@ -216,7 +216,7 @@ def filled(blank: OnBed, measured: Measured, technique: Technique, record: Recor
     bed, metric, path = blank.bed, blank.metric, f"data/{blank.bed.name}/{technique.id}.json"
     default, control = record["default"], record["control"]
     cell, machine = record["cells"].get(default), measured.file(bed.name, f"{technique.id}.cost.json")
-    gap = difference(record, default, control, metric, path)
+    gap = compare(record, default, control, metric, path)
     axes = [COST, *(["macs"] if "macs" in technique.cost_axis else [])]
     beside = () if technique.family == ADAPTATION else ("fidelity",)
     return replace(
@@ -236,7 +236,7 @@ def filled(blank: OnBed, measured: Measured, technique: Technique, record: Recor
             technique.name,
         ),
         opponents=against(record, metric, path, beside),
-        gap=Difference(metric, gap) if gap else None,
+        gap=gap,
         excess=excess(quality(record, default, metric, path), measured.floor_number(bed.name, metric)),
         at_equal={axis: at_equal(record, axis, metric, path) for axis in ("evaluations", "macs")},
         faith=at_equal(record, COST, "fidelity", path) if beside else None,

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from catalog import Bed
 from flows.records import on_the_way
 from flows.rendering.charts import Datum
-from flows.rendering.comparison import Difference
+from flows.rendering.comparison import Difference, compare
 from flows.rendering.lines import Plot, plot
 from flows.rendering.measured import HALF, NARROW
-from flows.rendering.numbers import Number, Record, cost, difference, quality
+from flows.rendering.numbers import Number, Record, cost, quality
 from flows.rendering.quantities import main_metric
 
 AXES = ("training_images", "training_macs")
@@ -46,10 +46,10 @@ def along(record: Record, bed: Bed, path: str) -> Along | None:
     for share in shared:
         ours, theirs = (sides[name][share] for name in ("default", "control"))
         subject, control = quality(record, ours, key, path), quality(record, theirs, key, path)
-        gap = difference(record, ours, theirs, key, path)
+        gap = compare(record, ours, theirs, key, path)
         if subject and control:
             images = cost(record, ours, AXES[0], path)
-            points.append(Point(share, images, subject, control, Difference(key, gap) if gap else None))
+            points.append(Point(share, images, subject, control, gap))
     plots: dict[str, tuple[Plot, Plot]] = {}
     for axis in AXES:
         curves = {

@@ -37,6 +37,8 @@ Row = dict[str, Any]
 """Where time went: the step, what it was done for, its seconds, and why it failed if it did."""
 
 
+SILENCE = 60.0
+"""Seconds after which a survey says what it is busy with, if nothing has ended."""
 Place = tuple[bool, float, int]
 """Where an item stands in the order in which items are handed over; no two stand in the same."""
 
@@ -224,8 +226,24 @@ def is_page(item: Item) -> bool:
     return item.step in ("record", "timing")
 
 
-def carry_out(agenda: Agenda, errand: Errand, crew: Crew, note: Callable[[Row, float], None]) -> list[Row]:
-    """Carry out an agenda and say of each item that it is done, with its weight; what fails stops nothing else.
+class Watch:
+    """Told how an agenda goes on; this one keeps it to itself."""
+
+    def found(self, row: Row, units: float) -> None:
+        """An item of this weight was there already."""
+
+    def made(self, row: Row, units: float) -> None:
+        """An item of this weight was made, or could not be."""
+
+    def busy(self, items: Sequence[Item]) -> None:
+        """These are being made, and none has ended for a while."""
+
+
+UNWATCHED = Watch()
+
+
+def carry_out(agenda: Agenda, errand: Errand, crew: Crew, watch: Watch = UNWATCHED) -> list[Row]:
+    """Carry out an agenda, and tell of each item; what fails stops nothing else.
 
     The longest trainings come first, for much waits for them; then page after page, so that records arrive early.
     """
@@ -239,16 +257,16 @@ def carry_out(agenda: Agenda, errand: Errand, crew: Crew, note: Callable[[Row, f
     plan, rows = Plan(agenda, first, errand.weight), list[Row]()
     running: dict[Future[list[Row]], list[Item]] = {}
 
-    def done(item: Item, row: Row) -> None:
+    def done(item: Item, row: Row, tell: Callable[[Row, float], None]) -> None:
         rows.append(row)
-        note(row, errand.weight(item))
+        tell(row, errand.weight(item))
         plan.finish(item)
 
     while plan.open or running:
         while plan.free:
             item = plan.free.popleft()
             if row := errand.earlier(item) if item in unasked else errand.found(item):
-                done(item, row)
+                done(item, row, watch.found)
             else:
                 plan.wait(item)
         length = crew.length(plan.waiting) if plan.lines else 0.0
@@ -257,10 +275,12 @@ def carry_out(agenda: Agenda, errand: Errand, crew: Crew, note: Callable[[Row, f
             running[crew.submit(batch)] = batch
         if not running:
             continue
-        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        finished, _ = wait(running, timeout=SILENCE, return_when=FIRST_COMPLETED)
+        if not finished:
+            watch.busy([item for batch in running.values() for item in batch])
         for future in finished:
             for item, row in zip(running.pop(future), future.result(), strict=True):
-                done(item, row)
+                done(item, row, watch.made)
     return rows
 
 

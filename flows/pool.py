@@ -6,21 +6,24 @@ python -m flows.study all --bed digits --jobs 2        the door to it
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
 
 import catalog
 from catalog import Catalog
-from flows.agenda import Crew, Errand, Item, Row, agenda_of, carry_out, fetch_record, make, page
+from flows.agenda import Crew, Errand, Item, Row, Watch, agenda_of, carry_out, fetch_record, make, page
 from flows.ledger import read_floors, read_records, stale
 from flows.progress import Display
 from flows.records import provenance, write_json
 from flows.score import feature_net
 from flows.study import FULL, Effort, Study, techniques_on
 
+SHOWN = 4
+"""Of all that is being made, so many are named."""
 Follow = Callable[[float, float, str], None]
 """Told how much is done, how much there is, and what came last."""
 
@@ -106,26 +109,45 @@ def to_measure(known: Catalog, bed: str, results: Path) -> list[str]:
     return [id for id in techniques_on(known, bed) if id not in current]
 
 
+@dataclass
+class Following(Watch):
+    """Fetches the records as they come, and passes on how much is done of what was not there already."""
+
+    follow: Follow
+    errand: Errand
+    beds: Mapping[str, str]
+    whole: float
+    done: float = 0.0
+
+    def found(self, row: Row, units: float) -> None:
+        self.whole -= units
+
+    def made(self, row: Row, units: float) -> None:
+        self.done += units
+        if row["step"] == "record":
+            fetch_record(self.errand, self.beds[row["id"]], row["id"])
+        self._say(f"{row['step']} {row['id']}")
+
+    def busy(self, items: Sequence[Item]) -> None:
+        more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+        self._say(f"still at {', '.join(map(str, items[:SHOWN]))}{more}")
+
+    def _say(self, text: str) -> None:
+        self.follow(self.done, max(self.whole, self.done, 1.0), text)
+
+
 def measure(studies: Sequence[Study], errand: Errand, crew: Crew, follow: Follow) -> list[Row]:
     """Bring studies to their records; at full effort with seconds and memory, one at a time.
 
     `follow` is told after each item how much is done and how much there is in all, and what it was.
     """
     agenda = agenda_of(studies)
-    done, whole = 0.0, sum(map(errand.weight, agenda))
     beds = {this.id: this.subject.bed.name for this in studies}
-
-    def note(row: Row, units: float) -> None:
-        nonlocal done
-        done += units
-        if row["step"] == "record":
-            fetch_record(errand, beds[row["id"]], row["id"])
-        follow(done, whole, f"{row['step']} {row['id']}")
-
     for bed in {this.subject.bed.name: this.subject.bed for this in studies}.values():
         if bed.features is not None:
             feature_net(bed, errand.place)
-    rows = carry_out(agenda, errand, crew, note)
+    watch = Following(follow, errand, beds, sum(map(errand.weight, agenda)))
+    rows = carry_out(agenda, errand, crew, watch)
     timed = [page(this, "timing") for this in studies] if errand.spend == FULL else []
     return rows + (crew.submit(timed).result() if timed else [])
 

@@ -25,6 +25,7 @@ from prefect.types.entrypoint import EntrypointType
 from flows.agenda import Agenda, Errand, Item, Row, carry_out
 from flows.fan_out import MADE, Workers, workers
 from flows.home import QUICK
+from flows.pool import Following
 from flows.progress import Display
 from flows.study import Effort, main
 from methods.core.errors import Unavailable
@@ -65,14 +66,7 @@ def measured(cells: int, seconds: float, pool: str) -> float:
     errand = Resting(Effort(), QUICK, QUICK)
     started = time.monotonic()
     with Workers(pool, errand, 1.0, flow="rest") as crew, Display("scale", cells * seconds) as display:
-        done = 0.0
-
-        def note(row: Row, units: float) -> None:
-            nonlocal done
-            done += units
-            display.follow(done, cells * seconds, row["id"])
-
-        carry_out(agenda, errand, crew, note)
+        carry_out(agenda, errand, crew, Following(display.follow, errand, {}, cells * seconds))
     return time.monotonic() - started
 
 
@@ -138,7 +132,7 @@ def plan(*, items: int = 110_000, batch: int = 30) -> None:
     """
     agenda, crew = pages(items // (BLOCKS + 3)), AtOnce(batch)
     started = time.perf_counter()
-    carry_out(agenda, Resting(Effort(), QUICK, QUICK), crew, lambda row, units: None)
+    carry_out(agenda, Resting(Effort(), QUICK, QUICK), crew)
     print(f"{len(agenda)} items in {crew.batches} batches planned in {time.perf_counter() - started:.1f} s.")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 from types import SimpleNamespace
 from typing import Any
 
@@ -186,7 +187,7 @@ def test_one_damaged_file_stops_only_what_needs_it(place: Workplace) -> None:
     asked.append(agenda.step("train", tiny({"v_prediction": {}}).training, 0))
     path = cell.train(spec, 0, place)
     path.write_bytes(b"not weights")
-    rows = agenda.carry_out({item: set() for item in asked}, errand, pool.Here(errand), lambda row, units: None)
+    rows = agenda.carry_out({item: set() for item in asked}, errand, pool.Here(errand))
     assert [(row["id"], bool(row["reason"])) for row in rows] == [("baseline", True), ("v_prediction", False)]
     assert f"{path.name} is damaged" in rows[0]["reason"] and path.read_bytes() == b"not weights"
     assert cell.train(tiny({"v_prediction": {}}), 0, place).exists()
@@ -404,7 +405,7 @@ def test_an_agenda_is_carried_out_in_order_and_past_what_fails(tmp_path: Path, l
     studies = [study.study(KNOWN, "digits", id) for id in ("baseline", "diff_pruning", "deepcache")]
     whole, crew = agenda.agenda_of(studies), Notes("compress", length)
     errand = agenda.Errand(Effort(), tmp_path, tmp_path)
-    rows = agenda.carry_out(whole, errand, crew, lambda row, units: None)
+    rows = agenda.carry_out(whole, errand, crew)
     flat = [item for batch in crew.made for item in batch]
     assert sorted(map(str, flat)) == sorted(map(str, whole)) and len(rows) == len(whole)
     place = {item: index for index, item in enumerate(flat)}
@@ -431,7 +432,7 @@ def test_planning_takes_time_in_proportion(length: float, tmp_path: Path) -> Non
     counts: list[int] = []
     for cells in (50, 100):
         counts.append(0)
-        agenda.carry_out(pages(cells), Counted(TINY, tmp_path, tmp_path), Notes("", length), lambda row, units: None)
+        agenda.carry_out(pages(cells), Counted(TINY, tmp_path, tmp_path), Notes("", length))
     assert counts[1] < 2.2 * counts[0]
 
 
@@ -439,7 +440,7 @@ def test_a_batch_takes_what_still_fits_in_order(tmp_path: Path) -> None:
     asked = [Item("rest", "none", weight, weight) for weight in ("10", "6", "5", "4", "0")]
     crew = Notes("", 20.0)
     crew.room = 2
-    agenda.carry_out({item: set() for item in asked}, Resting(TINY, tmp_path, tmp_path), crew, lambda row, units: None)
+    agenda.carry_out({item: set() for item in asked}, Resting(TINY, tmp_path, tmp_path), crew)
     assert [[item.what for item in batch] for batch in crew.made] == [["10", "6", "4", "0"], ["5"]]
 
 
@@ -447,7 +448,7 @@ def test_samples_are_not_drawn_again_for_scores_that_are_there(tmp_path: Path, m
     """But the reference is, for a cell that is still to be compared with it."""
     whole, crew = agenda.agenda_of([study.study(KNOWN, "digits", "deepcache")]), Notes()
     monkeypatch.setattr(agenda, "is_scored", lambda spec, place: spec.name != "deepcache")
-    agenda.carry_out(whole, agenda.Errand(Effort(), tmp_path, tmp_path), crew, lambda row, units: None)
+    agenda.carry_out(whole, agenda.Errand(Effort(), tmp_path, tmp_path), crew)
     drawn = {item.what for [item] in crew.made if item.step == "sample"}
     assert drawn == {"deepcache", "dpm_solver_pp_2m@64"}
     assert {item.what for item in whole if item.step == "sample"} > drawn
@@ -470,10 +471,34 @@ def test_dvc_knows_what_a_bed_s_baseline_stands_on() -> None:
             assert modules <= {*stages[stage]["do"]["deps"]}, stage
 
 
+def test_a_survey_says_how_much_is_left_of_what_was_not_there_and_what_it_is_busy_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Notes):
+        def submit(self, items: Sequence[Item]) -> Future[list[Row]]:
+            later: Future[list[Row]] = Future()
+            done = super().submit(items).result()
+            Timer(0.3, later.set_result, [done]).start()
+            return later
+
+    class Partly(Resting):
+        def found(self, item: Item) -> Row | None:
+            return {"step": item.step, "id": item.what, "seconds": 0.0, "reason": None} if item.cell == "90" else None
+
+    said = list[tuple[float, float, str]]()
+    errand = Partly(TINY, tmp_path, tmp_path)
+    monkeypatch.setattr(agenda, "SILENCE", 0.1)
+    asked: agenda.Agenda = {Item("rest", "none", cell, cell): set() for cell in ("90", "6", "4")}
+    watch = pool.Following(lambda *each: said.append(each), errand, {}, 100.0)
+    agenda.carry_out(asked, errand, Slow("", 5.0), watch)
+    assert {(done, whole) for done, whole, _ in said} == {(0.0, 10.0), (6.0, 10.0), (10.0, 10.0)}
+    assert said[0][2] == "still at rest 6" and said[-1] == (10.0, 10.0, "rest 4")
+
+
 def test_a_page_is_finished_before_the_next_is_begun(tmp_path: Path) -> None:
     ids = ("baseline", "v_prediction", "deepcache")
     whole, crew = agenda.agenda_of([study.study(KNOWN, "digits", id) for id in ids]), Notes()
-    agenda.carry_out(whole, agenda.Errand(Effort(), tmp_path, tmp_path), crew, lambda row, units: None)
+    agenda.carry_out(whole, agenda.Errand(Effort(), tmp_path, tmp_path), crew)
     flat = [item for batch in crew.made for item in batch]
     steps = [item.step for item in flat]
     trainings = steps.count("train")

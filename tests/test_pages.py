@@ -594,6 +594,13 @@ def test_a_quick_look_has_no_intervals_and_no_words(known: Catalog, tmp_path: Pa
     assert "trained with 10 % of the budget of digits" in text((tmp_path / "site/index.html").read_text())
 
 
+def test_no_network_is_no_count_of_zero(site: Path) -> None:
+    lines = list(csv.DictReader((site / "data/results.csv").read_text().splitlines()))
+    counted = {bed: {line["quantity"] for line in lines if line["bed"] == bed} for bed in ("mixture", "digits")}
+    assert {"macs", "bytes", "evaluations"} <= counted["digits"]
+    assert "evaluations" in counted["mixture"] and not counted["mixture"] & {"macs", "bytes", "parameters"}
+
+
 def test_tables_are_what_the_data_package_says(site: Path) -> None:
     package = json.loads((site / "data/datapackage.json").read_text())
     assert {resource["name"] for resource in package["resources"]} >= {"results", "claims", "frontier", "machine"}

@@ -1,7 +1,7 @@
 """Numbers as the site shows them: value, uncertainty, what they count and where they come from, never one alone."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from statistics import fmean
@@ -139,11 +139,15 @@ def excess(found: Number | None, floor: Number | None) -> Number | None:
 def cost(record: Record, cell: str | None, key: str, path: str) -> Number | None:
     """An exact cost of a cell, None where it was not counted."""
     measured = record["cells"].get(cell)
-    if measured is None or measured["cost"].get(key) is None:
+    found = None if measured is None else counted(measured["cost"], key)
+    if found is None:
         return None
-    if key in OF_NETWORKS and not measured["cost"].get("parameters", 1):  # nothing to count is no count of zero
-        return None
-    return Number(measured["cost"][key], None, None, 1, None, EXACT_UNITS[key], record["bed"], str(cell), path)
+    return Number(found, None, None, 1, None, EXACT_UNITS[key], record["bed"], str(cell), path)
+
+
+def counted(costs: Mapping[str, Any], key: str) -> float | None:
+    """An exact cost; None where it was not counted, or where no network was there to count: that is no zero."""
+    return None if key in OF_NETWORKS and not costs.get("parameters", 1) else costs.get(key)
 
 
 def quotient(first: Number | None, second: Number | None) -> Number | None:

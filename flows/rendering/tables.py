@@ -14,7 +14,7 @@ from flows.ledger import EXACT_UNITS, as_json
 from flows.rendering.atlas import Atlas
 from flows.rendering.costs import Timed
 from flows.rendering.frontier import AXES
-from flows.rendering.numbers import Number
+from flows.rendering.numbers import Number, counted
 from flows.rendering.quantities import COSTS, METRICS
 
 Line = tuple[Any, ...]
@@ -140,8 +140,8 @@ def results(atlas: Atlas) -> Iterator[Line]:
                     found = (m["mean"], low, high, m["unit"], m["blocks"], cell["n"])
                     yield bed, id, name, key, *found, seeds, origin
                 for key in COSTS:
-                    if cell["cost"].get(key) is not None:
-                        yield bed, id, name, key, cell["cost"][key], "", "", EXACT_UNITS[key], "", "", seeds, origin
+                    if (amount := counted(cell["cost"], key)) is not None:
+                        yield bed, id, name, key, amount, "", "", EXACT_UNITS[key], "", "", seeds, origin
 
 
 def comparisons(atlas: Atlas) -> Iterator[Line]:

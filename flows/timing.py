@@ -7,6 +7,7 @@ Everything else of a record is the same on every run; these stand apart, with th
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,10 +61,13 @@ def compare(this: "Study", place: Workplace, *, memory: bool) -> dict[str, Any] 
     if control is None or subject == control:
         return None
     batch = subject.bed.batch
-    one = cost.interleaved(draw(subject, place, 1), draw(control, place, 1), ROUNDS)
+    draw(control, place, 1)()  # what a process does at its first sample is nobody's
+    (theirs, their_start), (ours, our_start) = begin(control, place), begin(subject, place)
+    one = cost.interleaved(ours, theirs, ROUNDS)
     many = cost.interleaved(draw(subject, place, batch), draw(control, place, batch), ROUNDS)
     return {
         "against": this.control,
+        "start": {"seconds": {"subject": our_start, "control": their_start}},
         "latency": {
             "batch": 1, "seconds": {"subject": one.a.mean, "control": one.b.mean}, "ratio": as_json(one.ratio),
         },
@@ -74,6 +78,16 @@ def compare(this: "Study", place: Workplace, *, memory: bool) -> dict[str, Any] 
         },
         "memory": peaks(subject, control, place) if memory else None,
     }  # fmt: skip
+
+
+def begin(spec: Spec, place: Workplace) -> tuple[Callable[[], object], float]:
+    """A call that draws one sample, and the seconds from the files to its first: reading, exporting, compiling."""
+    started = time.perf_counter()
+    call = draw(spec, place, 1)
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return call, time.perf_counter() - started
 
 
 def draw(spec: Spec, place: Workplace, batch: int) -> Callable[[], object]:

@@ -40,6 +40,7 @@ MADE = {
     "host": HOST,
 }
 TIMING = {
+    "start": {"seconds": {"subject": 3.0, "control": 0.5}},
     "latency": {"batch": 1, "seconds": {"subject": 0.2, "control": 0.4},
                 "ratio": {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 6}},
     "throughput": {"batch": 64, "samples_per_second": {"subject": 200.0, "control": 100.0},

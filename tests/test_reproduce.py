@@ -377,6 +377,8 @@ def test_dvc_takes_note_of_the_trainings_of_a_survey(clone: Path) -> None:
     ask(sys.executable, *survey, folder=clone)
     made = stages.settle(["baseline", "ddim"], "digits")
     assert made == ["digits-train@baseline", "digits@baseline", "digits@ddim"]
+    first = read_json(clone / "results" / "digits" / "ddim.cost.json")["timing"]["start"]["seconds"]
+    assert all(0 < seconds < 60 for seconds in first.values())
     assert "up to date" in ask(sys.executable, "-m", "dvc", "status", *made, folder=clone)
     for path in (clone / "work" / "digits" / "train" / "baseline").glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-1] + b"?")

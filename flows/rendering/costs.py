@@ -11,6 +11,8 @@ from methods.measure.cost import break_even
 
 PER_SAMPLE = ("evaluations", "macs")
 """What can pay a preparation back in MACs."""
+ONCE = ("start", "memory")
+"""What is taken once and has no interval."""
 NEVER = "never: a sample costs no fewer MACs"
 
 
@@ -49,7 +51,7 @@ class Timed:
     def wide(self) -> bool:
         """Whether the ratio of times has no interval, or one of which an end is many times the other."""
         low, high = self.ratio.low, self.ratio.high
-        if self.key == "memory":
+        if self.key in ONCE:
             return False
         return not self.ratio.bounded or low is None or high is None or high > WIDEST * low
 
@@ -175,6 +177,10 @@ def _timed(timing: dict[str, Any], bed: str, id: str, path: str) -> list[Timed]:
         subject, control = pair(found[each], unit, ratio["n"])
         own = number(ratio["mean"], "seconds over those of the control, median", f"{id} / {against}", ratio["n"])
         rows.append(Timed(key, found["batch"], subject, control, own.but(own.value, ratio["low"], ratio["high"])))
+    if "start" in timing:
+        subject, control = pair(timing["start"]["seconds"], "seconds to the first sample", 1)
+        ratio = number(subject.value / control.value, "ratio of seconds", f"{id} / {against}")
+        rows.append(Timed("start", 1, subject, control, ratio))
     if timing["memory"]:
         found = timing["memory"]["bytes"]
         subject, control = pair(found, "bytes resident at the peak", 1)

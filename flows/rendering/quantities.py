@@ -295,6 +295,11 @@ MACHINE = {
         "Throughput",
         "The same with the bed’s batch, which keeps the processor busy; the ratio is of seconds, below one is faster.",
     ),
+    "start": Cost(
+        "First sample",
+        "Seconds from the files to the first sample, in a process that has drawn others: reading the weights, applying "
+        "what is applied at run time, exporting a graph, compiling it. Taken once, so it has no interval.",
+    ),
     "memory": Cost(
         "Peak memory",
         "The most memory that was resident in a fresh process that samples one batch, or allocated on the CUDA device "

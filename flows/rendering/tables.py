@@ -248,7 +248,8 @@ TABLES: Sequence[Table] = (
         "What one machine took, technique and control in turns. Ratios are medians over rounds.",
         {
             "bed": "", "id": "", "control": "cell it was timed against",
-            "quantity": "latency (seconds), throughput (samples a second) or memory (bytes)", "batch": "batch size",
+            "quantity": "latency or start (seconds), throughput (samples a second), or memory (bytes)",
+            "batch": "batch size",
             "subject": "of the technique", "of_control": "of the control", "value": "ratio", "low": "", "high": "",
             "rounds": "rounds behind the ratio", "cpu": "processor", "when": "when, in UTC",
             "commit": "commit of the code", "record": "",

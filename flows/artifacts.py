@@ -160,6 +160,11 @@ def links(known: Catalog, id: str, bed: str, results: Path, made: Sequence[str] 
     return [*found, f"MLflow: {address}"] if address else found
 
 
+def pages(known: Catalog, ids: Iterable[str]) -> list[str]:
+    """Where `make up` shows each of several records."""
+    return [f"{id}: {SETTINGS.site_url}/{page_of(known, id)}" for id in ids]
+
+
 def page_of(known: Catalog, id: str) -> str:
     """The page of the site that shows a record."""
     if id in known.techniques:

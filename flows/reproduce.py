@@ -30,9 +30,9 @@ from rich.console import Console
 import catalog
 from catalog import CatalogError
 from flows import forms
-from flows.artifacts import Progress, page_of, show_links
+from flows.artifacts import Progress, pages, show_links
 from flows.forms import KNOWN, Bed, form
-from flows.home import HOME, SETTINGS, WORK
+from flows.home import HOME, WORK
 from flows.ledger import judge_records, read_records
 from flows.records import provenance, read_json, write_json
 from flows.reproduction import (
@@ -225,8 +225,8 @@ def reproduce(bed: Bed = "digits", methods: Techniques = []) -> str | State:
 def where_to_read(found: Reproduction) -> list[str]:
     """The report as JSON, what the stages said, and the page of every record that was made again."""
     room = Room(found.commit)
-    pages = (f"{each.id}: {SETTINGS.site_url}/{page_of(KNOWN, each.id)}" for each in found.records)
-    return [f"report: `{room.report}`", f"log of the stages: `{room.log}`", *pages]
+    shown = pages(KNOWN, (each.id for each in found.records))
+    return [f"report: `{room.report}`", f"log of the stages: `{room.log}`", *shown]
 
 
 app = cyclopts.App(name="python -m flows.reproduce", help=__doc__, help_format="plaintext")

@@ -25,7 +25,7 @@ from catalog import CatalogError
 from catalog.reading import absent
 from flows import forms
 from flows.agenda import Row, fetch_record
-from flows.artifacts import Progress, numbers, page_of, show_links, table_of_verdicts
+from flows.artifacts import Progress, numbers, pages, show_links, table_of_verdicts
 from flows.fan_out import Workers, rate, workers
 from flows.forms import KNOWN, Bed, Blocks, Budget, Given, Request, form, parse, request, run_name, settings
 from flows.home import SETTINGS
@@ -123,7 +123,7 @@ def where_to_read(asked: Request, written: Sequence[Record]) -> list[str]:
     """The page of every record; of a quick look, the first page of its own site."""
     if asked.effort != FULL:
         return [f"site: `{(asked.site / 'index.html').resolve().as_uri()}`"]
-    return [f"{each['id']}: {SETTINGS.site_url}/{page_of(KNOWN, each['id'])}" for each in written]
+    return pages(KNOWN, (each["id"] for each in written))
 
 
 def subject_and_control(written: Record) -> list[dict[str, Any]]:

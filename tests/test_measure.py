@@ -175,6 +175,12 @@ def dropped(digits, strength):
     return with_shares(digits, torch.where(torch.arange(len(shares)) < 4, 1 - strength, 1) * shares)
 
 
+def gone(digits, strength):
+    """The first classes are gone, one after another, their places taken by the others."""
+    kept = (digits.train_labels >= round(4 * strength)).nonzero()[:, 0]
+    return digits.train[kept[torch.arange(len(digits.train)) % len(kept)]]
+
+
 def imbalanced(digits, strength):
     shares = digits.train_labels.bincount().float()
     return with_shares(digits, torch.exp(-strength * torch.arange(len(shares)) / 4) * shares)
@@ -194,10 +200,13 @@ def pinned(request):
     return some, reference.Reference.of(images, net, n=bed.n)
 
 
-@pytest.mark.parametrize("damage", [blurred, noisy, dropped, imbalanced])
-def test_fd_and_kid_grow_with_every_kind_of_damage(damage, pinned):
+@pytest.mark.parametrize("damage", [blurred, noisy, dropped, gone, imbalanced])
+def test_fd_and_kid_grow_with_every_kind_of_damage(damage, pinned, request):
     """In the features that are committed: a metric that does not see a damage could not see a technique do it."""
     images, scorer = pinned
+    if damage is gone and request.node.callspec.params["pinned"] == "cifar10":
+        reason = "FD falls again as a third and a fourth class go: METRICS says so"
+        request.node.add_marker(pytest.mark.xfail(reason=reason, strict=True))
     strengths = (0.0, 0.25, 0.5, 0.75, 1.0)
     scores = [scorer.score(damage(images, strength), images.train_labels).values for strength in strengths]
     for metric in ("fd", "kid"):

@@ -31,7 +31,7 @@ class PixelByPixel(nn.Module):
         super().__init__()
         self.net, self.reordered = net, reordered
 
-    def forward(self, x: Float[Tensor, "b c h w"], *told: Tensor) -> Float[Tensor, "b c h w"]:
+    def forward(self, x: Float[Tensor, "b c h w"], *told: Tensor) -> Float[Tensor, "b out h w"]:
         count("convolutions_channels_last", self.reordered)
         return self.net(x.to(memory_format=torch.channels_last), *told).contiguous()
 

@@ -73,7 +73,7 @@ def browser() -> Iterator["Browser"]:
 
 @pytest.fixture(scope="module")
 def less_work() -> Iterator[None]:
-    """Pruning listens to three noise levels, quantizers try two ranges; graphs are read from code, but run as they are."""
+    """Pruning listens to three noise levels, quantizers try two ranges; graphs are read, and run as they are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diff_pruning, "LEVELS", 3)
         patch.setattr(_weights, "SHRUNK", torch.tensor([1, 0.5]))

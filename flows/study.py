@@ -14,17 +14,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated, Any
 
 import cyclopts
-import torch
 from cyclopts import Parameter
 
 import catalog
-from catalog import Bed, Catalog, CatalogError, Cell, Seeds, cell_name
-from flows import history, timing
-from flows.cell import Spec, Workplace, images, source, train
+from catalog import Catalog, CatalogError, Cell, Seeds, cell_name
+from flows import floors, history, timing
+from flows.cell import Spec, Workplace, source, train
 from flows.home import QUICK, RESULTS, WORK
 from flows.picture import picture
 from flows.progress import Display, effort, share, shown
@@ -32,9 +30,8 @@ from flows.records import SCHEMA, FileProblem, read_json, write_bytes, write_jso
 from flows.score import evaluate, feature_net
 from methods.core.errors import Conflict, NothingMatched, Unavailable
 from methods.core.identity import training_fingerprint
-from methods.data import Images, MissingData
+from methods.data import MissingData
 from methods.measure import features
-from methods.measure.reference import UNITS, MixtureReference, Reference, floor
 
 BASELINE = "baseline"
 EQUAL = ("evaluations", "macs")
@@ -224,38 +221,6 @@ def spec_hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def plane_floor(bed: Bed, results: Path) -> None:
-    """What fresh draws of the mixture itself score against the reference draw, on average over the blocks."""
-    mixture = images(bed.name)
-    ruler = MixtureReference.of(mixture, bed.n)
-    draws = [mixture.sample(bed.n, torch.Generator().manual_seed(1 + seed)) for seed in bed.seeds.sample]
-    scores = [ruler.score(draw).values for draw in draws]
-    held_out = {key: {"mean": fmean(s[key] for s in scores), "unit": UNITS[key], "n": bed.n} for key in scores[0]}
-    common = {"schema": SCHEMA, "bed": bed.name, "id": "floor", "data": source(bed.name)}
-    write_json(results / bed.name / "floor.json", {**common, "features": None, "held_out": held_out, "fd": None})
-
-
-def floor_record(known: Catalog, bed_name: str, place: Workplace, results: Path) -> None:
-    """What real held-out images score: the best any sampler can hope for on this bed."""
-    bed = known.bed(bed_name)
-    path = feature_net(bed, place)
-    net, accuracy = features.load(path)
-    loaded: Images = images(bed_name)
-    best = floor(loaded, Reference.of(loaded, net, bed.n))
-    write_json(
-        results / bed_name / "floor.json",
-        {
-            "schema": SCHEMA, "bed": bed_name, "id": "floor", "data": loaded.source,
-            "features": {"sha256": features.digest(net), "accuracy": accuracy, "dimensions": net.dimensions},
-            "held_out": {
-                key: {"mean": value, "unit": UNITS[key], "n": len(loaded.held_out)}
-                for key, value in best.scores.items()
-            },
-            "fd": {"bias_at_held_out": best.bias, "excess": best.excess, "bias_at_n": best.bias_at_n, "n": bed.n},
-        },
-    )  # fmt: skip
-
-
 app = cyclopts.App(name="python -m flows.study", help=__doc__, help_format="plaintext")
 
 
@@ -289,14 +254,14 @@ def train_one(id: str, *, bed: str = "digits", work: Path = WORK) -> None:
 @app.command(name="floor")
 def floor_of(*, bed: str = "digits", work: Path = WORK, results: Path = RESULTS) -> None:
     """Measure the best that a sampler can score on a bed; trains and freezes the bed's feature network before."""
-    known = catalog.load()
-    if known.bed(bed).features is None:
-        return plane_floor(known.bed(bed), results)
+    found = catalog.load().bed(bed)
+    if found.features is None:
+        return floors.of_plane(found, results)
     frozen = results / bed / "features.safetensors"
-    path = feature_net(known.bed(bed), Workplace(work))
+    path = feature_net(found, Workplace(work))
     if path.resolve() != frozen.resolve():
         write_bytes(frozen, path.read_bytes())
-    floor_record(known, bed, Workplace(work), results)
+    floors.of_images(found, Workplace(work), results)
 
 
 @app.command(name="all")

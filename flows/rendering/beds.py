@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from catalog import Bed
 from flows.rendering.charts import View
 from flows.rendering.comparison import along_curve, metrics
-from flows.rendering.measured import BASELINE, COST, Measured, Picture
+from flows.rendering.measured import BASELINE, COST, DRAWN_AGAIN, FRESH, Measured, Picture
 from flows.rendering.numbers import Number, Record, cost, excess, quality, within
 from flows.rendering.quantities import COSTS, counted, main_metric
 from flows.rendering.weak import weak
@@ -62,7 +62,7 @@ class Floor:
     @property
     def shifted(self) -> bool:
         """Whether held-out images lie apart from training images by more than their number explains."""
-        return self.excess.value > self.own.value
+        return self.excess.low is not None and self.excess.low > 0
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ def floor(measured: Measured, bed: Bed) -> Floor | None:
         real = _held_out(measured, bed, "fd")
     if found is None or perfect is None or real is None or not found["fd"]:
         return None
-    own, excess = (real.but(found["fd"][key], -math.inf, math.inf) for key in ("bias_at_held_out", "excess"))
-    return Floor(perfect, own, real, excess)
+    own = measured.of_floor(bed.name, found["fd"]["bias_at_held_out"], DRAWN_AGAIN)
+    return Floor(perfect, own, real, excess(real, own) or real)
 
 
 def resolve(measured: Measured, bed: Bed, record: Record, key: str, curve: list[str], path: str) -> Resolution:
@@ -168,9 +168,8 @@ def _held_out(measured: Measured, bed: Bed, key: str) -> Number | None:
     found = (measured.floors.get(bed.name) or {"held_out": {}})["held_out"].get(key)
     if found is None:
         return None
-    what = "held-out images" if bed.network else "fresh draws of the truth"
-    path = f"data/{bed.name}/floor.json"
-    return Number(found["mean"], -math.inf, math.inf, 1, found["n"], found["unit"], bed.name, what, path)
+    what = "held-out images, interval from leaving out a tenth at a time" if bed.network else FRESH
+    return measured.of_floor(bed.name, found, what)
 
 
 def rows(record: Record, path: str) -> list[Row]:

@@ -1,8 +1,7 @@
 """What there is to show: the catalog, the records and the ledger, read once for one rendering."""
 
-import math
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -25,6 +24,8 @@ ADAPTATION = "adaptation"
 """The family of techniques that mean to change the images."""
 GRID = 380
 """About how wide a grid of samples is shown, in CSS pixels; whole multiples of its own pixels keep it crisp."""
+DRAWN_AGAIN = "training images drawn again"
+FRESH = "fresh draws of the truth"
 
 
 @dataclass(frozen=True)
@@ -121,14 +122,18 @@ class Measured:
         found = self.floors.get(bed)
         if found is None:
             return None
-        value, n, cell = None, None, ""
         if found.get(key):
-            value, n, cell = found[key]["bias_at_n"], found[key]["n"], "training images drawn again"
-        elif found["features"] is None and key in found["held_out"]:
-            value, n, cell = found["held_out"][key]["mean"], found["held_out"][key]["n"], "fresh draws of the truth"
-        if value is None:
-            return None
-        return Number(value, -math.inf, math.inf, 1, n, METRICS[key].title, bed, cell, f"data/{bed}/floor.json")
+            return self.of_floor(bed, found[key]["bias_at_n"], DRAWN_AGAIN)
+        if found["features"] is None and key in found["held_out"]:
+            return self.of_floor(bed, found["held_out"][key], FRESH)
+        return None
+
+    def of_floor(self, bed: str, found: Mapping[str, Any], what: str) -> Number:
+        """A number of a bed's floor."""
+        path = f"data/{bed}/floor.json"
+        return Number(
+            found["mean"], found["low"], found["high"], found["blocks"], found["n"], found["unit"], bed, what, path
+        )
 
     def _curve(self, bed: str, axis: str, key: str) -> list[Datum]:
         """The baseline at each of its step counts, by rising cost; empty without its record."""

@@ -6,6 +6,7 @@ from scipy import stats
 
 from catalog import ON_THE_WAY
 from flows.cell import BLOCK
+from flows.floors import DRAWS, GROUPS
 from flows.gradients import STEPS
 from flows.ledger import FALSE_DISCOVERIES
 from flows.rendering.comparison import ROUNDING
@@ -142,11 +143,13 @@ INTERVALS = {
 
 BIAS = Procedure(
     "Bias and floor",
-    f"A perfect sampler does not score zero. Its expected FD is the mean over {FLOOR_DRAWS} redraws of the training "
-    "images themselves, with replacement, class by class in the proportions that are asked for. Real held-out images, "
-    "which nobody trained on, are scored too: their excess over the bias at their own number is near zero where they "
-    "are distributed, in features, as training images are. Numbers of different n, reference or feature network are "
-    "refused, never compared.",
+    f"A perfect sampler does not score zero. Its expected FD is the mean over {DRAWS * FLOOR_DRAWS} redraws of the "
+    "training images themselves, with replacement, class by class in the proportions that are asked for; its interval "
+    f"is Student's, of {DRAWS} means of {FLOOR_DRAWS}. Real held-out images, which nobody trained on, are scored too: "
+    "their excess over the bias at their own number is near zero where they are distributed, in features, as training "
+    f"images are. Their interval is the jackknife's, which leaves out each of {GROUPS} parts in turn, every one with "
+    "the classes of the whole; for an FD that is all bias it is wider than need be. Numbers of different n, reference "
+    "or feature network are refused, never compared.",
     r"\mathrm{E}\,[\mathrm{FD}] \approx \mathrm{FD}_\infty + c\, d^2 / n",
     "this survey",
     "bias_floor",

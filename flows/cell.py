@@ -179,14 +179,22 @@ class Workplace:
         found = find(path, fingerprint)
         if found is not None:
             return found
-        bed, key = path.relative_to(self.root).parts[0], self.key(path, fingerprint)
-        noted = self.root / bed / MADE / fingerprint
-        with self.turn(path, noted.with_suffix(".lock")):
+        key = self.key(path, fingerprint)
+        with self.turn(path, self.noted(path, fingerprint).with_suffix(".lock")):
             found = find(path, fingerprint)
             if found is None:
                 found = self._fetched(path, key) or self._made(path, key, make)
-                write_bytes(noted, str(path.relative_to(self.root / bed)).encode())
+                self.note(path, fingerprint)
         return found
+
+    def noted(self, path: Path, fingerprint: str) -> Path:
+        """Where it is noted what a file with this fingerprint is called."""
+        return self.root / path.relative_to(self.root).parts[0] / MADE / fingerprint
+
+    def note(self, path: Path, fingerprint: str) -> None:
+        """Let the file be found by cells of another name that ask for the same."""
+        noted = self.noted(path, fingerprint)
+        write_bytes(noted, str(path.relative_to(noted.parents[1])).encode())
 
     @contextmanager
     def turn(self, path: Path, lock: Path) -> Iterator[None]:
@@ -357,6 +365,7 @@ def train_anew(spec: Spec, seed: int, place: Workplace, report: Report) -> None:
         if share == 1:
             took(path, time.perf_counter() - started)
         else:  # it took no time of its own
+            place.note(path, fingerprint)
             place.push(path, place.key(path, fingerprint))
 
     keep = {share: partial(write, share) for share in {*ON_THE_WAY, spec.cell.trained} - {1.0}}

@@ -60,6 +60,16 @@ def test_a_training_leaves_what_lies_on_its_way(tmp_path: Path, monkeypatch: pyt
         assert any(not torch.equal(load_file(path)[name], tensor) for name, tensor in load_file(whole).items())
 
 
+def test_what_lies_on_the_way_is_found_under_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Techniques that sample in other ways from the same weights do not each train them."""
+    (one, other), place = (tiny({id: {}}) for id in ("guidance_interval", "streamdiffusion")), Workplace(tmp_path)
+    assert one.training.name != other.training.name
+    cell.train(one, 0, place)
+    monkeypatch.setattr(run, "train", lambda *given: pytest.fail("it was there"))
+    for share in ON_THE_WAY:
+        assert cell.train(other.after(share), 0, place) == cell.train(one.after(share), 0, place)
+
+
 def test_a_training_that_left_nothing_is_made_again_and_ends_the_same(tmp_path: Path) -> None:
     spec, place = tiny({}), Workplace(tmp_path)
     whole = cell.train(spec, 0, place)

@@ -32,7 +32,7 @@ def jackknife(value: float, left_out: Sequence[float], level: float = 0.95) -> I
 
     Its variance is (k - 1) / k times the sum of the squared deviations of the k estimates, its quantile Student's with
     k - 1 degrees of freedom. Parts, not single values, so that it holds for medians and neighbours as well. Source:
-    Shao and Wu 1989, Ann. Statist. 17, 1176.
+    Tukey 1958, Ann. Math. Statist. 29, 614; that it errs to the wide side, Efron and Stein 1981, Ann. Statist. 9, 586.
     """
     k, mean = len(left_out), fmean(left_out)
     error = math.sqrt((k - 1) / k * math.fsum((each - mean) ** 2 for each in left_out))
@@ -42,12 +42,12 @@ def jackknife(value: float, left_out: Sequence[float], level: float = 0.95) -> I
 
 def held_out(loaded: Images, ruler: Reference) -> dict[str, Interval]:
     """What held-out images score at their own number, each metric with its interval."""
-    images, labels = loaded.held_out, loaded.held_out_labels
+    real, labels = loaded.held_out, loaded.held_out_labels
     group = torch.empty(len(labels), dtype=torch.long)
     group[labels.argsort(stable=True)] = torch.arange(len(labels)) % GROUPS
 
     def score(rows: Tensor) -> dict[str, float]:
-        return floor(replace(loaded, held_out=images[rows], held_out_labels=labels[rows]), ruler).scores
+        return floor(replace(loaded, held_out=real[rows], held_out_labels=labels[rows]), ruler).scores
 
     parts = [score(group != left_out) for left_out in range(GROUPS)]
     return {key: jackknife(value, [part[key] for part in parts]) for key, value in score(group >= 0).items()}

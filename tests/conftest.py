@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from methods.deployment.pruning import diff_pruning
-from methods.deployment.quantization import _weights
 from methods.deployment.runtime import torch_compile
 from methods.deployment.runtime._shared import Handed
 
@@ -73,10 +72,9 @@ def browser() -> Iterator["Browser"]:
 
 @pytest.fixture(scope="module")
 def less_work() -> Iterator[None]:
-    """Pruning listens to three noise levels, quantizers try two ranges; graphs are read, and run as they are."""
+    """Pruning listens to three noise levels instead of a hundred; graphs are read from code, but run as they are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diff_pruning, "LEVELS", 3)
-        patch.setattr(_weights, "SHRUNK", torch.tensor([1, 0.5]))
         patch.setattr(torch_compile, "BACKEND", "aot_eager")
         torch._dynamo.reset()  # which gives up on code that others had it read several times
         yield

@@ -100,7 +100,7 @@ def bed(known: Catalog, root: Path, name: str, ids: Iterable[str]) -> None:
 
 
 def floor_of(value: float, n: int, key: str) -> dict[str, Any]:
-    """A number of a floor, some way from what it is told apart from."""
+    """A number of a floor with its interval."""
     return entry(Interval(value, value - 0.15, value + 0.15, 1), key, n)
 
 

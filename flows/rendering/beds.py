@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from catalog import Bed
+from flows.floors import GROUPS
 from flows.rendering.charts import View
 from flows.rendering.comparison import along_curve, metrics
 from flows.rendering.measured import BASELINE, COST, DRAWN_AGAIN, FRESH, Measured, Picture
@@ -138,7 +139,9 @@ def floor(measured: Measured, bed: Bed) -> Floor | None:
     if found is None or perfect is None or real is None or not found["fd"]:
         return None
     own = measured.of_floor(bed.name, found["fd"]["bias_at_held_out"], DRAWN_AGAIN)
-    return Floor(perfect, own, real, excess(real, own) or real)
+    above = excess(real, own)
+    assert above is not None
+    return Floor(perfect, own, real, above)
 
 
 def resolve(measured: Measured, bed: Bed, record: Record, key: str, curve: list[str], path: str) -> Resolution:
@@ -168,7 +171,7 @@ def _held_out(measured: Measured, bed: Bed, key: str) -> Number | None:
     found = (measured.floors.get(bed.name) or {"held_out": {}})["held_out"].get(key)
     if found is None:
         return None
-    what = "held-out images, interval from leaving out a tenth at a time" if bed.network else FRESH
+    what = f"held-out images, interval from leaving out each of {GROUPS} parts" if bed.network else FRESH
     return measured.of_floor(bed.name, found, what)
 
 

@@ -5,6 +5,7 @@ and the average velocity between two of its points, are known.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from diffusers.schedulers.scheduling_consistency_models import CMStochasticItera
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from torch import Tensor, nn
 
+from methods.baseline import baseline
 from methods.core.denoiser import NULL, Denoiser, Labels, Mixture, Network
+from methods.core.fit import Fit
 from methods.core.objective import Independent, UniformTimes
 from methods.core.process import Cosine, Process, lam_of_angle, like
 from methods.core.sampling import SampleNoise, UniformAngle, transfer
@@ -24,7 +27,7 @@ from methods.inference.consistency.ect import EasyTuning, mapping
 from methods.inference.consistency.lcm import SkippedSteps
 from methods.inference.few_step_training._shared import UNIT, AverageVelocity, Jumps, average_velocity
 from methods.inference.few_step_training.meanflow import MeanFlowIdentity, both_sides
-from methods.inference.few_step_training.shortcut_models import FINEST, EvenTimes, SelfConsistency, start
+from methods.inference.few_step_training.shortcut_models import FINEST, EvenTimes, SelfConsistency, Shortcuts, start
 from methods.nets.dit import DiTConfig
 from methods.nets.embedding import sinusoid
 from methods.nets.unet import UNetConfig
@@ -238,7 +241,7 @@ def test_multistep_sampling_is_that_of_diffusers() -> None:
     for timestep, t in zip(scheduler.timesteps, times, strict=True):
         scheduler.scale_model_input(x, timestep)
         estimate = exact(x, t) / 1e-9  # c_out is sigma_data for a vanishing sigma_data
-        x = scheduler.step(estimate, timestep, x, generator=generator).prev_sample  # pyright: ignore[reportAttributeAccessIssue]
+        x = scheduler.step(estimate, timestep, x, generator=generator).prev_sample
     assert torch.allclose(ours, x, atol=1e-3)
 
 
@@ -252,7 +255,7 @@ def test_multistep_sampling_is_that_of_the_lcm_scheduler() -> None:
     x = torch.randn(6, 2, generator=rng())
     ours = MultistepConsistency()(exact, x, times, None, Scripted(6, 1))
     for timestep, t in zip(scheduler.timesteps, times[:-1], strict=True):
-        x = scheduler.step(exact(x, t), int(timestep), x, generator=generator).prev_sample  # pyright: ignore[reportAttributeAccessIssue]
+        x = scheduler.step(exact(x, t), int(timestep), x, generator=generator).prev_sample
     assert torch.allclose(ours, x, atol=1e-5)
 
 
@@ -319,6 +322,15 @@ def test_shortcuts_begin_at_multiples_of_their_length_and_rest_on_plain_velociti
     assert torch.allclose((t / length).round(), t / length) and (t >= length).all() and t.max() <= whole
     told = objective.halves(jumper(Told()), torch.zeros(2000, 2), t, length, None)[:, 0].double()
     assert torch.allclose(told, torch.where(length > 1.5 * whole / 64, length / 2, 0.0), atol=1e-6)
+
+
+@pytest.mark.parametrize("iterations", [2, 1_560, 410_000])
+def test_what_the_longest_shortcut_is_taught_arrives_early(iterations: int) -> None:
+    """Seven doublings, each of which waits for the average of the one before, take a fiftieth of a training."""
+    trained = replace(baseline(UNetConfig(8), Fit(iterations)), loss=Shortcuts(0.25))
+    decay = trained.objective.target.decay
+    assert 0 <= decay <= 0.999
+    assert 7 / (1 - decay) <= max(7, iterations / 50)
 
 
 def test_a_share_of_pairs_lies_apart() -> None:

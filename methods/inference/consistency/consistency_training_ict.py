@@ -7,7 +7,8 @@ small.
 Source: Song and Dhariwal 2024 "Improved Techniques for Training Consistency Models" (2310.14189), table 1: no moving
 average in the target, pseudo-Huber norm, log-normal discretised levels, doubling curriculum, weight 1 / gap of levels.
 Limits: levels are the ratio sigma / alpha of the cosine process, up to where sampling starts, and c_skip, c_out those
-of the velocity target; the boundary is at level 0. No dropout, no deeper network.
+of the velocity target; the boundary is at level 0. No dropout, no deeper network. The base training's Adam, at a rate
+that is high for a norm whose gradient does not shrink with the error.
 Cost: none beyond base training, each update of which evaluates the network twice.
 """
 

@@ -4,7 +4,8 @@ Differentiating (t - r) u = integral of v by t gives u = v - (t - r) du/dt: the 
 target that needs no integral, only the derivative of the network along the trajectory, which one forward pass gives.
 
 Source: Geng, Deng, Bai, Kolter, He 2025 "Mean Flows for One-step Generative Modeling" (2505.13447), the identity, the
-distribution of (r, t), the told (t, t - r) and the adaptive weight with p = 1 and c = 0.01, as in the official code.
+distribution of (r, t), the told (t, t - r) and the adaptive weight with p = 1 and c = 0.01, as in the official code for
+ImageNet; that for CIFAR-10 has other times, more pairs apart and p = 0.75.
 Limits: without guidance in the target, which the paper's best numbers have. One process only: no forward-mode
 derivative passes through the gathering of rows of several.
 Cost: none beyond base training, each update of which differentiates forwards and backwards.

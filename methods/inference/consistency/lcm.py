@@ -6,8 +6,9 @@ steps apart, joined by one DDIM step, do, and the training is short.
 
 Source: Luo et al. 2023 "Latent Consistency Models" (2310.04378), algorithm 1, with the guided DDIM step, k = 20 of
 1,000 steps, the squared l2 loss and the target's decay of 0.95 as are the defaults of the official script.
-Limits: the base training's learning rate; one guidance scale, where the paper draws scales and tells the network; on pixels unless combined with
-`latent_diffusion`; c_skip, c_out are those of the velocity target. Guided estimates are not clipped.
+Limits: the base training's learning rate; one guidance scale, where the paper draws scales and tells the network; on
+pixels unless combined with `latent_diffusion`; c_skip, c_out are those of the velocity target. Guided estimates are not
+clipped.
 Cost: `fraction` of the base training; an update takes three evaluations besides the student's own.
 """
 

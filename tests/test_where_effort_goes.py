@@ -19,7 +19,8 @@ from methods.core.sampling import SampleNoise, UniformAngle
 from methods.deployment.serving.dynamic_batching import Admission, Queued
 from methods.inference.guidance_cost.adaptive_guidance import UntilAlike
 from methods.inference.ode_solver.dpm_solver_pp_2m import DPMSolverPP2M
-from methods.inference.timestep_schedule.dm_nonuniform import OptimizedTimes, bound, optimized, weights
+from methods.inference.ode_solver.unipc import UniPC
+from methods.inference.timestep_schedule.dm_nonuniform import OptimizedTimes, bound, optimized, orders_of, weights
 from methods.training.flow.flow_matching import StraightPath
 from methods.training.guidance.classifier_free_guidance import ClassifierFree
 from methods.training.noise_process.ddpm_linear_schedule import LinearBeta
@@ -111,11 +112,11 @@ def lagrange(nodes: Sequence[float], j: int, at: float) -> float:
     return math.prod((at - node) / (nodes[j] - node) for m, node in enumerate(nodes) if m != j)
 
 
-def by_hand(lam: Sequence[float], order: int, power: float) -> float:
+def by_hand(lam: Sequence[float], order: int, power: float, then: int) -> float:
     """The bound, step by step, with integrals by adaptive quadrature."""
     steps, total, together = len(lam) - 1, 0.0, [0.0] * len(lam)
     for n in range(steps):
-        k = min(order, n + 1, steps - n)
+        k = min(order, n + 1, steps + then - n)
         terms = {}
         for j in range(k):
             nodes = [lam[n - m] for m in range(k)]
@@ -134,7 +135,16 @@ def by_hand(lam: Sequence[float], order: int, power: float) -> float:
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 9])
 def test_the_bound_is_the_sum_of_what_the_estimates_weigh(steps: int, order: int, power: float) -> None:
     lam = np.sort(np.random.default_rng(steps).uniform(-4, 5, steps + 1))
-    assert bound(lam, order, power) == pytest.approx(by_hand(lam.tolist(), order, power), rel=1e-6)
+    for then in (0, 1):
+        assert bound(lam, order, power, then) == pytest.approx(by_hand(lam.tolist(), order, power, then), rel=1e-6)
+
+
+@pytest.mark.parametrize("steps", [2, 5, 10])
+def test_the_bound_is_of_the_orders_that_the_solver_has(steps: int) -> None:
+    """Those of its grid's steps but the last, to zero; the solver knows one estimate more with each."""
+    times = OptimizedTimes(3, 1.0, 0.01, 100.0)(Cosine(), steps)
+    planned = [min(order, i + 1) for i, (_, _, order) in enumerate(UniPC(3).plan(times))]
+    assert [*orders_of(steps - 1, 3, then=1), 1] == planned
 
 
 def test_the_weights_are_those_of_the_solver() -> None:
@@ -183,12 +193,12 @@ def test_optimized_levels_have_a_lower_bound_than_hand_made_and_random_ones(step
         assert least < 1.001 * bound(near, 3, 1.0)
 
 
-@pytest.mark.parametrize("steps", [4, 7, 9])
+@pytest.mark.parametrize("steps", [4, 7, 9, 14])
 def test_optimized_levels_do_not_hang_on_the_last_digit(steps: int) -> None:
     """So that another processor finds the same grid."""
-    first, last = -math.log(80), -math.log(0.002)
-    found, near = (np.array(optimized(begin, last, steps, 3, 1.0)) for begin in (first, first * (1 + 1e-9)))
-    assert np.abs(found - near).max() < 0.02
+    first, last = -5.0, -math.log(0.0105)
+    found, near = (np.array(optimized(begin, last, steps, 3, 1.0, then=1)) for begin in (first, first * (1 + 1e-9)))
+    assert np.abs(found - near).max() < 0.002
 
 
 @pytest.mark.parametrize("process", [Cosine(), StraightPath()], ids=["cosine", "straight"])

@@ -11,7 +11,7 @@ Limits: one width of bits at all steps, without the choice by signal-to-noise ra
 code learns them. The bias is that of the residual, as in the paper; the code subtracts that of the whole error, and
 also renews the direction of a step for its smaller variance. Estimates of x_0 are clipped here, not in the code, and an
 error is passed on no further than their bounds. Guidance changes the error, and conflicts. All arithmetic is simulated.
-Cost: two batches of samples, evaluated once more by the quantized network.
+Cost: two batches of samples, evaluated once more by the quantized network, and the states that its ranges are set on.
 """
 
 from dataclasses import dataclass

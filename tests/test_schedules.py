@@ -108,12 +108,13 @@ def test_the_deviation_is_the_papers_and_keeps_a_gaussian_in_one_long_step(proce
     truth = 1 / (1 / STD**2 + torch.exp(2 * process.lam(t)))
     part.spread_at = lambda *_: truth.item()
     probes = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
-    moved, deviation = part.step(lambda x, t: exact(x, t), process, probes, t, s, None, SampleNoise([0, 1]))
+    moved, (own, deviation) = part.step(lambda x, t: exact(x, t), process, probes, t, s, None, SampleNoise([0, 1]))
     ratio, beta_t, beta_s = process.alpha(t) ** 2 / process.alpha(s) ** 2, process.sigma(t) ** 2, process.sigma(s) ** 2
     posterior = eta**2 * beta_s / beta_t * (beta_t - ratio * beta_s)
     energy = 1 - truth * process.alpha(t) ** 2 / beta_t  # E|eps|^2 / d = beta Gamma
     paper = posterior + ((beta_t / ratio).sqrt() - (beta_s - posterior).sqrt()) ** 2 * (1 - energy)
     assert math.isclose(deviation**2, paper, rel_tol=1e-9)
+    assert math.isclose(own**2, posterior, rel_tol=1e-9, abs_tol=1e-12)
     slope = (moved[1] - moved[0])[0]
     before, after = (process.alpha(u) ** 2 * STD**2 + process.sigma(u) ** 2 for u in (t, s))
     assert torch.isclose(slope**2 * before + deviation**2, after)
@@ -129,12 +130,15 @@ def test_estimates_are_clipped_to_the_bounds_of_the_theorem() -> None:
     assert part_of(recipe, "sampler", exact, x0).spread.max() <= 0.25
 
 
-def test_noise_is_clipped_before_the_last_step_alone() -> None:
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_noise_is_clipped_before_the_last_step_alone(eta: float) -> None:
+    """What is added to the noise of the chain, that is: of a chain with noise enough nothing is taken away."""
+
     class Ones(SampleNoise):
         def __call__(self, shape: tuple[int, ...]) -> Tensor:
             return torch.ones(2, *shape, dtype=torch.float64)
 
-    part, x = OptimalVariance(0.0, 1.0 * GREY, 1), torch.zeros(2, 3, dtype=torch.float64)
+    part, x = OptimalVariance(eta, 1.0 * GREY, 1), torch.zeros(2, 3, dtype=torch.float64)
     times = UniformAngle()(Cosine(), 4)
     seen: list[Tensor] = []
 
@@ -144,14 +148,17 @@ def test_noise_is_clipped_before_the_last_step_alone() -> None:
 
     past = None
     part.spread_at = lambda *_: 1.0
-    deviations = []
+    owns, deviations = [], []
     for t, s in pairwise(times):
         x, past = part.step(silent, Cosine(), x, t, s, past, Ones([0, 1]))
-        deviations.append(past)
-    added = [b[0, 0] - Cosine().sigma(t) / Cosine().sigma(r) * a[0, 0]
-             for a, b, (r, t) in zip(seen, seen[1:], pairwise(times[:-1]), strict=False)]  # fmt: skip
+        owns.append(past[0])
+        deviations.append(past[1])
+    kept = [torch.sqrt(Cosine().sigma(t) ** 2 - own**2) / Cosine().sigma(r)
+            for own, (r, t) in zip(owns, pairwise(times[:-1]), strict=False)]  # fmt: skip
+    added = [b[0, 0] - factor * a[0, 0] for a, b, factor in zip(seen, seen[1:], kept, strict=False)]
     assert np.allclose(added[:-1], deviations[: len(added) - 1]) and min(deviations[:3]) > GREY
-    assert np.isclose(added[-1], 2 / 255 * math.sqrt(math.pi / 2)) and (x == 0).all()
+    assert np.isclose(added[-1], owns[2] if eta else 2 / 255 * math.sqrt(math.pi / 2)) and (x == 0).all()
+    assert (owns[2] > GREY) == (eta > 0)
 
 
 # The cheapest path ----------------------------------------------------------------------------------------------------

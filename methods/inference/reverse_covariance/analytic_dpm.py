@@ -6,9 +6,10 @@ samples measure it once at every level. Fixed variances leave it out, which cost
 
 Source: Bao et al. 2022 "Analytic-DPM" (2201.06503), eq. 8 and 9 for a chain with skipped steps as in section 4, bounds
 of theorem 2, clipping of the noise before the last step as in appendix F.2; compared with the official code.
-Limits: E|eps|^2 is taken from the noise that the clipped estimate of x_0 stands for, at 128 even angles, and the
-variance of x_0 is interpolated between them. Steps are those of the recipe's grid; the optimal trajectory is
-`dp_schedule_watson`.
+Limits: what the chain itself leaves before the last step is never clipped: the official grid ends where that is less
+than the bound, an even grid of few steps where it is not. E|eps|^2 is taken from the noise that the clipped estimate of
+x_0 stands for, at 128 even angles, and the variance of x_0 is interpolated between them. Steps are those of the
+recipe's grid; the optimal trajectory is `dp_schedule_watson`.
 Cost: `fraction` of the images of base training, evaluated once.
 """
 
@@ -65,15 +66,16 @@ class OptimalVariance(Solver, Part):
         return self.paths * LEVELS
 
     def step(
-        self, denoise: Denoise, process: Process, x: Float[Tensor, "b *s"], t: Tensor, s: Tensor, past: float | None,
-        noise: SampleNoise,
-    ) -> tuple[Float[Tensor, "b *s"], float]:  # fmt: skip
+        self, denoise: Denoise, process: Process, x: Float[Tensor, "b *s"], t: Tensor, s: Tensor,
+        past: tuple[float, float] | None, noise: SampleNoise,
+    ) -> tuple[Float[Tensor, "b *s"], tuple[float, float]]:  # fmt: skip
         if past is not None:
-            x = combine(1.0, x, min(past, self.largest) if s == 0 else past, noise(tuple(x.shape[1:])))
+            own, best = past
+            x = combine(1.0, x, min(best, max(own, self.largest)) if s == 0 else best, noise(tuple(x.shape[1:])))
         kept, added, variance = _step(process, self.eta, t, s)
         missing = added**2 * self.spread_at(process, t)
         count("variances_corrected", missing > 0)
-        return combine(kept, x, added, denoise(x, t)), math.sqrt(variance + missing)
+        return combine(kept, x, added, denoise(x, t)), (math.sqrt(variance), math.sqrt(variance + missing))
 
     def spread_at(self, process: Process, t: Tensor) -> float:
         """Var[x_0 | x_t], linear in the angle."""

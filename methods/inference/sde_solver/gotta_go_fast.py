@@ -94,6 +94,6 @@ def both(
     return y + first, y + (first + second) / 2
 
 
-def gotta_go_fast(tolerance: float = 0.5, sigma_min: float = 0.01) -> Method:
+def gotta_go_fast(tolerance: float = 0.1, sigma_min: float = 0.01) -> Method:
     """Step adaptively down to the ratio `sigma_min`, with a relative error of `tolerance` a step."""
     return edit(sampler=AdaptiveSDE(tolerance, sigma_min))

@@ -45,7 +45,7 @@ EXACT_UNITS = {
 """Units of the exact numbers under `cost`, which records leave out."""
 BESIDE = (".cost.json", ".claims.json")
 """What lies beside a record: numbers of one machine, and the terms of its claims."""
-OF_BED = ("floor.json", "solvers.json", "composition.json", "gradients.json")
+OF_BED = ("floor.json", "solvers.json", "composition.json", "gradients.json", "reconstruction.json")
 """What is measured of a bed as a whole, and is no technique's record."""
 EFFORT = ("seeds", "n", "budget")
 """What two cells must share for their numbers to be compared."""

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from catalog import Bed, Catalog
-from flows import history
+from flows import history, reconstruction
 from flows.history import Histories
 from flows.ledger import Judged, judge_records, read_floors, read_records, stale
 from flows.records import read_json
 from flows.rendering.charts import Chart, Datum, Mark, View, chart
 from flows.rendering.numbers import Number, Record, cost, grouped, plural, quality
 from flows.rendering.quantities import METRICS, charted, main_metric, title
+from methods.measure.reference import UNITS
+from methods.measure.statistics import t_interval
 
 BASELINE = "baseline"
 COST = "evaluations"
@@ -82,6 +84,20 @@ class Measured:
 
     def record(self, bed: str, id: str) -> Record | None:
         return self.records.get(bed, {}).get(id)
+
+    @cached_property
+    def codecs(self) -> dict[str, dict[str, Any]]:
+        """By bed and technique: what training images score that its space has encoded and decoded."""
+        records = {bed: self.file(bed, reconstruction.FILE) for bed in self.catalog.beds}
+        return {bed: reconstruction.current(self.catalog, record) for bed, record in records.items() if record}
+
+    def codec(self, bed: Bed, id: str, key: str) -> Number | None:
+        """What the space of a technique scores by itself, over training seeds; None for one that diffuses pixels."""
+        cell = self.codecs.get(bed.name, {}).get(id)
+        if cell is None or key not in cell["scores"]:
+            return None
+        found, path = t_interval(cell["scores"][key]), f"data/{bed.name}/{reconstruction.FILE}"
+        return Number(found.mean, found.low, found.high, found.n, cell["n"], UNITS[key], bed.name, id, path)
 
     def file(self, bed: str, name: str) -> dict[str, Any] | None:
         """Another file of a bed's folder, None where there is none."""

@@ -197,6 +197,16 @@ READING = {
         "the usual estimate of a covariance’s trace; Kingma et al. 2021, arXiv:2107.00630",
         "by_noise_level",
     ),
+    "reconstruction": Procedure(
+        "What a space loses by itself",
+        "A technique that diffuses in a space of its own can be no better than what it encodes and decodes. Training "
+        "images go there and back, through a codec that is fitted as in its training, once for each training seed, and "
+        "are scored as samples are; the interval is Student’s over seeds. Nothing is sampled, so that FD is zero where "
+        "nothing is lost.",
+        None,
+        "this survey",
+        "measured",
+    ),
     "front": Procedure(
         "Front, tied, beaten",
         "On a frontier something is beaten where another that costs no more is told apart as better, and ties where "

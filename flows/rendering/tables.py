@@ -177,6 +177,14 @@ def of_gradients(atlas: Atlas) -> Iterator[Line]:
                     yield view.bed.name, panel.id, level, key, number.value, *ends, number.n, number.record
 
 
+def of_codecs(atlas: Atlas) -> Iterator[Line]:
+    for id, view in atlas.techniques.items():
+        for on in view.beds:
+            for key in METRICS:
+                if number := atlas.codec(on.bed, id, key):
+                    yield on.bed.name, id, key, number.value, *_ends(number), number.unit, number.n, number.record
+
+
 def frontier(atlas: Atlas) -> Iterator[Line]:
     for name, view in atlas.beds.items():
         for key in METRICS:
@@ -265,6 +273,15 @@ TABLES: Sequence[Table] = (
             "record": "",
         },
         of_gradients,
+    ),
+    Table(
+        "reconstruction",
+        "What the space of a technique loses by itself: scores of training images, encoded and decoded.",
+        {
+            "bed": "", "id": "technique", "metric": "metric", "value": "mean over training seeds", "low": "",
+            "high": "", "unit": "", "seeds": "training seeds", "record": "",
+        },
+        of_codecs,
     ),
     Table(
         "frontier",

@@ -71,6 +71,8 @@ class OnBed:
     spec_hash: str | None
     weak: str | None = None
     """Why qualities of the bed are to be read with care."""
+    codec: Number | None = None
+    """What its space scores by itself; None for one that diffuses pixels."""
 
     @property
     def row(self) -> Row | None:
@@ -238,6 +240,7 @@ def filled(blank: OnBed, measured: Measured, technique: Technique, record: Recor
         opponents=against(record, metric, path, beside),
         gap=gap,
         excess=excess(quality(record, default, metric, path), measured.floor_number(bed.name, metric)),
+        codec=measured.codec(bed, technique.id, metric),
         at_equal={axis: at_equal(record, axis, metric, path) for axis in ("evaluations", "macs")},
         faith=at_equal(record, COST, "fidelity", path) if beside else None,
         scores=scores(record, path, ignored=() if beside else ("fidelity",)),

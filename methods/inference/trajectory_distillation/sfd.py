@@ -9,7 +9,7 @@ steps to one of its own, absolute error, an update after every step, which start
 Limits: no analytic first step (AFS), no conditioning on the step count (SFD-v), no second stage with LPIPS. The teacher
 steps by DPM-Solver++(2M) instead of (3M), and the grid goes down to clean data. The learning rate is constant with
 weight averaging, where the official code divides it by ten halfway.
-Cost: `fraction` of the base training, more than half of it for the updates.
+Cost: `fraction` of the base training, less than half of it for the updates.
 """
 
 from dataclasses import dataclass

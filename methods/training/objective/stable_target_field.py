@@ -5,7 +5,7 @@ over a reference batch by how likely each of it leads to x_t, the target varies 
 reference grows.
 
 Source: Xu, Tong, Jaakkola 2023 "Stable Target Field for Reduced Variance Score Estimation in Diffusion Models"
-(2302.00670), the self-normalised weights of the objective, as `stf_scores` in the official code.
+(2302.00670), the self-normalised weights of the objective, as `stf_targets` in the official code.
 Limits: the reference is made of the present batch and of those before it, not drawn at each update. An image with a
 label is averaged with images of its class alone, since the network is told the class; the paper has no labels.
 Cost: one product of batch x reference per training step.

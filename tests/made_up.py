@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from catalog import Catalog, Cell, Seeds, Technique, cell_name
-from flows import gradients
+from flows import gradients, reconstruction
 from flows.cell import Spec
 from flows.floors import entry
 from flows.history import terms_of
@@ -60,7 +60,19 @@ def everything(known: Catalog, root: Path) -> Path:
     rows = [{"step": "train", "id": "baseline", "seconds": 60.0}, {"step": "record", "id": "ddim", "seconds": 20.0}]
     write_json(root / "digits" / "survey.cost.json", {**MADE, "jobs": 2, "wall_seconds": 45.0, "rows": rows})
     noise_levels(known, root, "digits", [id for id in ids if id != STALE])
+    codecs(known, root, "digits")
     return root
+
+
+def codecs(known: Catalog, root: Path, bed: str) -> None:
+    """What the spaces of techniques lose by themselves."""
+    cells = {
+        id: {"methods": {}, "seeds": [0, 1], "n": 9, "scores": {"fd": [0.5, 0.75]}, "fingerprint": made_from}
+        for id, spec in reconstruction.specs(known, bed)
+        for made_from in [reconstruction.made_from(spec, DATA)]
+    }
+    head = {"schema": 2, "bed": bed, "id": "reconstruction", "data": DATA}
+    write_json(root / bed / reconstruction.FILE, {**head, "cells": cells})
 
 
 def noise_levels(known: Catalog, root: Path, bed: str, ids: Iterable[str]) -> None:

@@ -8,8 +8,7 @@ Source: Liu, Gong, Liu 2023 "Flow Straight and Fast" (2209.03003) for the flow a
 2024 "Improving the Training of Rectified Flows" (2405.20320): density as in `t_dist.py` and pseudo-Huber loss as in
 `train.py` of the official code; pairs that begin at real images, inverted.
 Limits: no LPIPS, which needs a network trained on photographs. The start is the first flow, not a diffusion model. The
-official code has no command that trains on real images.
-Cost: `fraction` of the base training, a third of it for the pairs.
+official code cannot train on real images. Cost: `fraction` of the base training, a third of it for the pairs.
 """
 
 import math

@@ -241,7 +241,7 @@ def test_multistep_sampling_is_that_of_diffusers() -> None:
     for timestep, t in zip(scheduler.timesteps, times, strict=True):
         scheduler.scale_model_input(x, timestep)
         estimate = exact(x, t) / 1e-9  # c_out is sigma_data for a vanishing sigma_data
-        x = scheduler.step(estimate, timestep, x, generator=generator).prev_sample
+        x = scheduler.step(estimate, timestep, x, generator=generator).prev_sample  # pyright: ignore[reportAttributeAccessIssue]
     assert torch.allclose(ours, x, atol=1e-3)
 
 
@@ -255,7 +255,7 @@ def test_multistep_sampling_is_that_of_the_lcm_scheduler() -> None:
     x = torch.randn(6, 2, generator=rng())
     ours = MultistepConsistency()(exact, x, times, None, Scripted(6, 1))
     for timestep, t in zip(scheduler.timesteps, times[:-1], strict=True):
-        x = scheduler.step(exact(x, t), int(timestep), x, generator=generator).prev_sample
+        x = scheduler.step(exact(x, t), int(timestep), x, generator=generator).prev_sample  # pyright: ignore[reportAttributeAccessIssue]
     assert torch.allclose(ours, x, atol=1e-5)
 
 

@@ -66,11 +66,10 @@ def everything(known: Catalog, root: Path) -> Path:
 
 def codecs(known: Catalog, root: Path, bed: str) -> None:
     """What the spaces of techniques lose by themselves."""
-    cells = {
-        id: {"methods": {}, "seeds": [0, 1], "n": 9, "scores": {"fd": [0.5, 0.75]}, "fingerprint": made_from}
-        for id, spec in reconstruction.specs(known, bed)
-        for made_from in [reconstruction.made_from(spec, DATA)]
-    }
+    cells = {}
+    for id, spec in reconstruction.specs(known, bed):
+        scores, made_from = {"fd": [0.5, 0.75]}, reconstruction.made_from(spec, DATA)
+        cells[id] = {"methods": {}, "seeds": [0, 1], "n": 9, "scores": scores, "fingerprint": made_from}
     head = {"schema": 2, "bed": bed, "id": "reconstruction", "data": DATA}
     write_json(root / bed / reconstruction.FILE, {**head, "cells": cells})
 

@@ -4,7 +4,11 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
+import torch
+
+from methods.core.objective import Independent, UnitOnTarget
 
 ROOT = Path(__file__).parents[1]
 AREAS = ("architecture", "training", "inference", "deployment")
@@ -102,3 +106,13 @@ def test_core_is_written_in_files_of_one_screen_or_two() -> None:
     for path in modules("methods.core"):
         lines = len(path.read_text(encoding="utf-8").splitlines())
         assert lines <= 145, f"{path} has {lines} lines"
+
+
+def test_shapes_are_checked_while_tests_run() -> None:
+    """The hook is there before any module of `methods`: one that came too late would check nothing, and say nothing."""
+    levels = torch.zeros(3)
+    assert UnitOnTarget().on_target(levels, levels).shape == (3,)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        UnitOnTarget().on_target(levels[:, None], levels)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        Independent()(3.0, torch.Generator())  # pyright: ignore[reportArgumentType]

@@ -1,6 +1,7 @@
 """Every technique fires, goes with or refuses every other by name, and is what its catalog entry says it is."""
 
 import inspect
+import math
 import re
 from collections import Counter
 from dataclasses import replace
@@ -17,7 +18,7 @@ from catalog import Technique
 from methods.core import learning, models, run
 from methods.core.activation import tallied
 from methods.core.calibration import Fitted
-from methods.core.denoiser import Mixture, Network
+from methods.core.denoiser import NULL, Mixture, Network
 from methods.core.errors import NothingMatched
 from methods.core.identity import training_fingerprint
 from methods.core.process import angle
@@ -25,6 +26,7 @@ from methods.core.recipe import TRAINING, Method, compose
 from methods.core.sampling import SampleNoise, transfer
 from methods.inference.ode_solver.ddim import DDIM
 from methods.inference.trajectory_distillation.progressive_distillation import TwoStepsInOne
+from methods.inference.truncated_chain.es_ddpm import RoughStart
 from methods.nets.unet import UNetConfig
 
 ROOT = Path(__file__).parents[1]
@@ -182,6 +184,29 @@ def test_the_truncated_chain_begins_where_its_first_time_says() -> None:
     x, left = starter(recipe.process, times, SHAPE, torch.zeros(64, dtype=torch.long), SampleNoise(range(64)))
     assert torch.equal(left, times[angle(recipe.process.lam(times)) <= 0.5]) and len(left) == 26
     assert abs(x.std() / recipe.process.sigma(left[0]) - 1) < 0.05
+
+
+def test_rough_samples_are_drawn_where_the_codes_of_their_class_lie() -> None:
+    """Their mean and covariance are those of the codes, posterior noise included; unlabelled ones lie among all."""
+    start = RoughStart(SHAPE, 2, 1.0)
+    rng, k = torch.Generator().manual_seed(0), start.vae.latent
+    mix = torch.randn(2, k, k, generator=rng) / k**0.5
+    labels = torch.arange(2000) % 2
+    means = 5 * labels[:, None] + (mix[labels] @ torch.randn(2000, k, 1, generator=rng)).squeeze(-1)
+    start.place(means, torch.full_like(means, math.log(0.3)), labels)
+    for label, codes in ((0, means[::2]), (1, means[1::2]), (NULL, means)):
+        assert torch.allclose(start.centre[label], codes.mean(0), atol=1e-5)
+        covariance = start.spread[label] @ start.spread[label].T
+        assert torch.allclose(covariance, codes.T.cov(correction=0) + 0.3 * torch.eye(k), atol=1e-4)
+
+    drawn: list[Tensor] = []
+    decode = start.vae.decode
+    start.vae.decode = lambda z, known: drawn.append(z) or decode(z, known)
+    recipe = recipe_of("es_ddpm")
+    asked = torch.tensor([0, 1]).repeat_interleave(500)
+    start(recipe.process, recipe.grid(recipe.process, 4), SHAPE, asked, SampleNoise(range(1000)))
+    for label in (0, 1):
+        assert (drawn[0][asked == label].mean(0) - start.centre[label]).abs().max() < 0.3
 
 
 def test_latents_are_standardized_and_decoded_where_they_were_encoded() -> None:

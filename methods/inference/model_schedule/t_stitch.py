@@ -6,8 +6,7 @@ the small one leads to nearly the same place for a fraction of the cost. The sha
 Source: Pan et al. 2024 "T-Stitch" (2402.14167), as in the official code for DiT: small and large network on the same
 grid of steps, switched once.
 Limits: the switch is a noise level, that of the chosen share of the baseline's grid; on other grids the small network
-takes a different share of the steps. The paper stitches networks that are fully trained; here the small one is trained,
-from scratch, with the objective of the large one.
+takes a different share of the steps. The small network is trained from scratch, as the large one was.
 Cost: the small network's training, `fraction` of the base training's updates, each several times cheaper.
 """
 
@@ -103,6 +102,6 @@ class TStitch(Calibrated):
         return fit.iterations * fit.batch
 
 
-def t_stitch(share: float = 0.4, fraction: float = 0.5) -> Method:
+def t_stitch(share: float = 0.4, fraction: float = 1.0) -> Method:
     """Leave the first `share` of the steps to a small network, trained for `fraction` of the base training."""
     return edit(transforms=TStitch(share, fraction), needs={"net": (UNetConfig, DiTConfig), "loss": Regression})

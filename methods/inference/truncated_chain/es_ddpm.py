@@ -5,15 +5,16 @@ variational autoencoder; the diffusion model, which is not trained again, repair
 
 Source: Lyu et al. 2022 "Accelerating Diffusion Models via Early Stop of the Diffusion Process" (2205.12524), sampling
 as in the official code: diffuse a generated sample to T', then denoise.
-Limits: the prior is a small class-conditional VAE trained here; the paper also uses GANs.
+Limits: the prior is a small class-conditional VAE trained here; the paper also uses GANs. Its latent is drawn from a
+Gaussian fitted to the codes of each class: those that the standard normal prior draws are no codes of any image.
 Cost: training the VAE.
 """
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.core.activation import count
@@ -35,6 +36,9 @@ class RoughStart(Starter):
     def __init__(self, shape: tuple[int, ...], classes: int, stop: float) -> None:
         super().__init__()
         self.vae, self.stop = VectorVAE(torch.Size(shape).numel(), classes), stop
+        k = self.vae.latent
+        self.centre: Tensor = nn.Buffer(torch.zeros(classes + 1, k))
+        self.spread: Tensor = nn.Buffer(torch.eye(k).repeat(classes + 1, 1, 1))
 
     def forward(
         self, process: Process, times: Float[Tensor, "n"], shape: tuple[int, ...], labels: Labels, noise: SampleNoise
@@ -42,8 +46,9 @@ class RoughStart(Starter):
         kept = times[angle(process.lam(times)) <= self.stop + 1e-9]
         left = kept if len(kept) > 1 else times[-2:]
         count("times_cut", len(times) - len(left))
-        z = noise((self.vae.latent,))
-        known = torch.full((len(z),), NULL, device=z.device) if labels is None else labels
+        eps = noise((self.vae.latent,))
+        known = torch.full((len(eps),), NULL, device=eps.device) if labels is None else labels
+        z = self.centre[known] + (self.spread[known] @ eps[..., None]).squeeze(-1)
         rough = self.vae.decode(z, known).unflatten(1, shape)
         return process.diffuse(rough, noise(shape), left[0]), left
 
@@ -58,7 +63,19 @@ class RoughStart(Starter):
             error = F.mse_loss(self.vae.decode(z, known), x, reduction="none").sum(1) / (2 * DEVIATION**2)
             return (error + divergence(mean, log_variance)).mean()
 
-        return descend(self.vae, loss, len(x0), iterations, 1e-3, rng, report, "prior of the start")
+        seen = descend(self.vae, loss, len(x0), iterations, 1e-3, rng, report, "prior of the start")
+        known = torch.full((len(x0),), NULL, device=x0.device) if labels is None else labels
+        self.place(*self.vae.posterior(x0.flatten(1), known), known)
+        return seen
+
+    @torch.no_grad()
+    def place(self, mean: Float[Tensor, "n z"], log_variance: Float[Tensor, "n z"], labels: Int[Tensor, "n"]) -> None:
+        """Fit a Gaussian to the codes of each class, and one to all of them, which is the last and so that of NULL."""
+        for label in [*labels[labels >= 0].unique().tolist(), NULL]:
+            mine = labels == label if label >= 0 else torch.ones_like(labels, dtype=torch.bool)
+            self.centre[label] = mean[mine].mean(0)
+            within = log_variance[mine].exp().mean(0).diag()
+            self.spread[label] = torch.linalg.cholesky(mean[mine].T.cov(correction=0) + within)
 
 
 @dataclass(frozen=True)

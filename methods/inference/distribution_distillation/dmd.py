@@ -7,12 +7,13 @@ That alone would forget modes, so a few pairs of the teacher's noise and end poi
 Source: Yin et al. 2024 "One-step Diffusion with Distribution Matching Distillation" (2311.18828), eq. 7 and 8;
 scores written as estimates of x_0 and the weight 1 / mean |x - x_0(real)| as in the official code, edm_guidance.py.
 Limits: the pairs are regressed by the squared error, since LPIPS needs a network trained on photographs; so the paper's
-weight of 0.25 means something else here. No guidance. Both networks that learn have one rate, the base training's.
+weight of 0.25 means something else here. No guidance. The learning rate is ours, and no gradient
+is clipped.
 Cost: `fraction` of the base training, a third of it for the pairs; an iteration updates two networks on three batches.
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -40,6 +41,8 @@ from methods.inference._distillation import (
 )
 from methods.inference.ode_solver.ddim import DDIM
 
+RATE = 0.2
+"""The learning rate of both networks beside the base training's."""
 LOW, HIGH = 0.02, 0.98
 """Between which times the two scores are compared."""
 
@@ -69,6 +72,7 @@ class MatchDistribution(Phase):
             recipe, model, data, DDIM(), self.teacher_steps, PAIRED * self.fraction, seed
         )
         fit, training = affordable(recipe, (1 - PAIRED) * self.fraction, updates=3, evaluations=2)
+        fit = replace(fit, learning_rate=RATE * fit.learning_rate)
         real, student = teacher_and_student(recipe, model)
         fake = Network(copy.deepcopy(student.net), recipe.process, recipe.parameterization, None)
         generator, critic = Learner(student.net, fit), Learner(fake.net, fit)

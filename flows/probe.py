@@ -2,7 +2,8 @@
 
     python flows/probe.py CELLS.json OUT.json       with the checkout on PYTHONPATH whose code is asked
 
-Twenty iterations of training, one block of 96 samples in more than one batch, every score and every count.
+Twenty iterations of training, one block of 96 samples in two batches, every score and every count; on a bed that trains
+with larger batches than those, a fifth of it.
 `flows.revalidate` runs this file against two checkouts; it therefore uses little of them.
 """
 
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 import catalog
-from catalog import Catalog, Cell, Seeds
+from catalog import Bed, Catalog, Cell, Seeds
 from flows import score
 from flows.cell import Spec, Workplace, source, target
 from flows.records import write_json
@@ -25,7 +26,7 @@ from flows.score import evaluate, feature_net, identity
 from methods.core.identity import shipped_fingerprint, training_fingerprint
 from methods.measure import features
 
-ITERATIONS, SAMPLES = 20, 96
+ITERATIONS, SAMPLES, BATCH, LESS = 20, 96, 64, 5
 COUNTED = 4, 8
 """In place of `score.SHORT` and `score.SHORT_IN_EIGHTHS`: counting an iteration takes longer than training with it."""
 
@@ -40,8 +41,8 @@ def probe(known: Catalog, bed_name: str, cell: dict[str, Any], place: Workplace)
     spec = Spec(known, bed, asked, seeds.blocks, cell["budget"], cell["fidelity"])
     extractor = features.digest(features.load(feature_net(bed, place))[0]) if bed.features else ""
     context = spec.context(spec.train_seeds[0])
-    share = min(1.0, ITERATIONS / bed.fit.iterations) if bed.fit else 1.0
-    small = replace(spec, bed=bed.model_copy(update={"n": SAMPLES}), blocks=seeds.blocks[:1], budget=share)
+    bed, share = smaller(bed)
+    small = replace(spec, bed=bed, blocks=seeds.blocks[:1], budget=share)
     measured = {key: value for key, value in evaluate(small, place).items() if key != "fingerprints"}
     return {
         "fingerprints": {
@@ -52,6 +53,18 @@ def probe(known: Catalog, bed_name: str, cell: dict[str, Any], place: Workplace)
         "files": files(spec),
         "digest": hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest(),
     }
+
+
+def smaller(bed: Bed) -> tuple[Bed, float]:
+    """A bed of fewer samples and smaller batches, and the share of a training."""
+    if bed.fit is None:
+        return bed.model_copy(update={"n": SAMPLES, "batch": BATCH}), 1.0
+    less = LESS if bed.fit.batch > BATCH else 1
+    fit = bed.fit.model_copy(update={"batch": min(BATCH, bed.fit.batch) // less})
+    return (
+        bed.model_copy(update={"n": SAMPLES // less, "batch": BATCH // less, "fit": fit}),
+        min(1.0, ITERATIONS / less / bed.fit.iterations),
+    )
 
 
 def files(spec: Spec) -> dict[str, str]:

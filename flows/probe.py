@@ -27,6 +27,7 @@ from methods.core.identity import shipped_fingerprint, training_fingerprint
 from methods.measure import features
 
 ITERATIONS, SAMPLES, BATCH, LESS = 20, 96, 64, 5
+"""What is asked of a bed, and how many times less of one that trains with larger batches than `BATCH`."""
 COUNTED = 4, 8
 """In place of `score.SHORT` and `score.SHORT_IN_EIGHTHS`: counting an iteration takes longer than training with it."""
 
@@ -56,7 +57,7 @@ def probe(known: Catalog, bed_name: str, cell: dict[str, Any], place: Workplace)
 
 
 def smaller(bed: Bed) -> tuple[Bed, float]:
-    """A bed of fewer samples and smaller batches, and the share of a training."""
+    """The bed with as many samples, batches as small and the share of a training that is asked of it."""
     if bed.fit is None:
         return bed.model_copy(update={"n": SAMPLES, "batch": BATCH}), 1.0
     less = LESS if bed.fit.batch > BATCH else 1

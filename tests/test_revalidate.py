@@ -15,7 +15,7 @@ from catalog import Catalog, Cell
 from flows.agenda import agenda_of, spec_of
 from flows.cell import Workplace, metadata, target
 from flows.pool import to_measure
-from flows.probe import files, probe
+from flows.probe import files, probe, smaller
 from flows.records import read_json, write_bytes, write_json
 from flows.revalidate import KEPT, Answer, cell_of, judge, keep, keep_files, probe_both
 from flows.study import FULL, spec_hash, study, techniques_on
@@ -42,6 +42,16 @@ def test_a_probe_is_repeatable_and_sees_a_number_that_moves(
     monkeypatch.setattr(ddim, "transfer", lambda *arguments: exact(*arguments) * (1 + 1e-6))
     moved = probe(known, "mixture", cell, Workplace(tmp_path / "c"))
     assert moved["digest"] != first["digest"]
+
+
+def test_every_bed_is_asked_for_less_in_more_than_one_batch(known: Catalog) -> None:
+    for name in known.beds:
+        bed = known.bed(name)
+        small, share = smaller(bed)
+        assert small.batch < small.n < bed.n, name
+        if bed.fit and small.fit:
+            assert small.fit.batch <= bed.fit.batch and 1 <= round(share * bed.fit.iterations) < bed.fit.iterations
+            assert share * small.fit.batch < bed.fit.batch / 10, name
 
 
 def test_a_commit_gives_what_it_gave(known: Catalog) -> None:

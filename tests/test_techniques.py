@@ -207,6 +207,8 @@ def test_rough_samples_are_drawn_where_the_codes_of_their_class_lie() -> None:
     start(recipe.process, recipe.grid(recipe.process, 4), SHAPE, asked, SampleNoise(range(1000)))
     for label in (0, 1):
         assert (drawn[0][asked == label].mean(0) - start.centre[label]).abs().max() < 0.3
+        covariance, found = start.spread[label] @ start.spread[label].T, drawn[0][asked == label].T.cov()
+        assert (found - covariance).norm() < 0.5 * (covariance - torch.eye(k)).norm()
 
 
 def test_latents_are_standardized_and_decoded_where_they_were_encoded() -> None:

@@ -7,8 +7,7 @@ That alone would forget modes, so a few pairs of the teacher's noise and end poi
 Source: Yin et al. 2024 "One-step Diffusion with Distribution Matching Distillation" (2311.18828), eq. 7 and 8;
 scores written as estimates of x_0 and the weight 1 / mean |x - x_0(real)| as in the official code, edm_guidance.py.
 Limits: the pairs are regressed by the squared error, since LPIPS needs a network trained on photographs; so the paper's
-weight of 0.25 means something else here. No guidance. The learning rate is ours, and no gradient
-is clipped.
+weight of 0.25 means something else here. No guidance. The learning rate is ours; no gradient is clipped.
 Cost: `fraction` of the base training, a third of it for the pairs; an iteration updates two networks on three batches.
 """
 

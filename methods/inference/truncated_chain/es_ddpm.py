@@ -6,7 +6,7 @@ variational autoencoder; the diffusion model, which is not trained again, repair
 Source: Lyu et al. 2022 "Accelerating Diffusion Models via Early Stop of the Diffusion Process" (2205.12524), sampling
 as in the official code: diffuse a generated sample to T', then denoise.
 Limits: the prior is a small class-conditional VAE trained here; the paper also uses GANs. Its latent is drawn from a
-Gaussian fitted to the codes of each class: those that the standard normal prior draws are no codes of any image.
+Gaussian fitted to the codes of each class, which is not the standard normal prior that the VAE was trained with.
 Cost: training the VAE.
 """
 
